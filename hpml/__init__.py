@@ -1,0 +1,7 @@
+"""hpml: what makes deep learning faster, measured. A benchmark study of six workloads as notebooks; this package measures."""
+
+from hpml.env import HpmlError, Unavailable
+from hpml.study import case, keep, load, measure_limits, noise_floor, run, show, trained, use
+
+__version__ = "0.1.0"
+__all__ = ["HpmlError", "Unavailable", "case", "keep", "load", "measure_limits", "noise_floor", "run", "show", "trained", "use"]

@@ -1,0 +1,242 @@
+"""The command line: `hpml run`, `train`, `report`, `data`, `notebooks`, `env`."""
+
+import contextlib
+import enum
+import inspect
+import json
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpml import env
+from hpml.env import HpmlError
+from hpml.knobs import KNOBS
+
+app = typer.Typer(help="What makes deep learning faster, measured: a benchmark study of six workloads as notebooks.",
+                  no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+data_app = typer.Typer(help="Data sets: what is here, fetch one, check one.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+ALIASES = {"workers": ("--num-workers",), "accum_steps": ("--gradient-accumulation",)}
+SHORTHANDS = {"torch_script": ("script", "torchscript"), "compile": ("script", "compile"),
+              "data_parallel": ("parallel", "dp"), "distributed": ("parallel", "ddp")}
+
+
+def seconds(budget: str) -> float | None:
+    """'45m', '90s', '2h' or a number of minutes as seconds; 'none' as None. Raises HpmlError."""
+    if budget == "none":
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", budget)
+    if not found or float(found[1]) <= 0:
+        raise HpmlError(f"budget {budget!r}: give minutes (45m), hours (2h), seconds (90s) or none")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "": 60}[found[2]]
+
+
+def _list(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+@app.command()
+def run(
+    tier: Annotated[str | None, typer.Option(help="smoke, cpu, gpu or full; default: gpu where there is one, else cpu")] = None,
+    workloads: Annotated[str | None, typer.Option(help="a,b (default: all)")] = None,
+    only: Annotated[str | None, typer.Option(help="notebook numbers, as 23,33")] = None,
+    run_id: Annotated[str | None, typer.Option(help="name of the run's folder under results/runs")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run; nothing recorded is measured again")] = False,
+    rounds: Annotated[int | None, typer.Option(help="rounds of each comparison (default: 3, up to 6 while undecided)")] = None,
+    budget: Annotated[str, typer.Option(help="the run ends within this time: 45m, 2h or none")] = "45m",
+    data: Annotated[str, typer.Option(help="auto, real, standin or one data set by name")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: what the tier says)")] = None,
+) -> None:
+    """Run the study: every notebook, then a report with all tables and charts."""
+    from hpml import runner
+    from hpml import workloads as known
+
+    tier = tier or ("cpu" if env.no_gpu() else "gpu")
+    code = runner.run(tier=tier, workloads=_list(workloads) or known.names(), only=_list(only), run_id=run_id, resume=resume,
+                      rounds=rounds, budget_s=seconds(budget), data=data, device=device)
+    raise typer.Exit(code)
+
+
+def _train(workload: str, tier: str, run_id: str | None, dry_run: bool, **flags) -> None:
+    """Train a workload for real: quality after each epoch, weights, TensorBoard logs. Every knob is a flag; what is not given is
+    the tier's."""
+    from hpml import study
+
+    chosen = {}
+    for name, value in flags.items():
+        if value is None or value is False and name in SHORTHANDS:
+            continue
+        knob, setting = SHORTHANDS.get(name, (name, value))
+        if chosen.get(knob, setting) != setting:
+            raise HpmlError(f"{knob}: {chosen[knob]!r} and {setting!r} exclude each other")
+        chosen[knob] = str(setting) if isinstance(setting, enum.Enum) else setting
+    case = study.case(workload, phase="train", tier=tier, fit=True, **chosen)
+    if case.knobs["epochs"] == 0:
+        raise HpmlError("epochs=0: give at least one epoch")
+    if case.knobs["device"] == "cuda" and env.no_gpu():
+        raise HpmlError(f"device cuda: {env.no_gpu()}")
+    if dry_run:
+        _describe(case)
+        return
+    run_id = run_id or f"train-{time.strftime('%Y%m%d-%H%M%S')}"
+    with _followed(env.run_dir(run_id) / "logs"):
+        results = study.run(case, rounds=1, run_id=run_id)
+    record = results.records[-1]
+    if record.status != "ok":
+        raise HpmlError(f"{record.status}: {record.reason} (log: {env.run_dir(run_id) / record.log})")
+    quality = record.quality
+    print(f"{quality['metric']} {100 * quality['value']:.2f} % on {quality['n']:,} test samples, {record.actual['data']['title']} "
+          f"({record.actual['data']['origin']}); weights: {env.run_dir(run_id) / 'models' / record.actual['artefacts']['weights']}")
+
+
+def _describe(case) -> None:
+    """What a training would do, without doing it."""
+    from hpml import study
+
+    workload = study.get_workload(case.workload)
+    image_set = workload.data(case.knobs)
+    count = len(image_set.train_labels)
+    steps = max(1, count // case.knobs["batch"])
+    print(json.dumps(case.knobs, indent=1))
+    print(f"{workload.TITLE}: {count:,} training and {len(image_set.test_labels):,} test images of {image_set.title} "
+          f"({image_set.origin}); {case.knobs['epochs']} epochs of {steps} steps; nothing was run")
+
+
+@contextlib.contextmanager
+def _followed(folder: Path):
+    """Print what children write to their logs from now on, while the body runs."""
+    stop = threading.Event()
+    seen: dict[Path, int] = {path: path.stat().st_size for path in folder.glob("*.log")}
+
+    def follow() -> None:
+        last = False
+        while not last:
+            last = stop.wait(0.5)
+            for path in folder.glob("*.log"):
+                with path.open(errors="replace") as file:
+                    file.seek(seen.get(path, 0))
+                    sys.stdout.write(file.read())
+                    seen[path] = file.tell()
+            sys.stdout.flush()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _train_signature() -> inspect.Signature:
+    """`hpml train`: every training knob is a flag, made from the one table of knobs."""
+    def option(name: str, kind, default, *flags: str, text: str) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default,
+                                 annotation=Annotated[kind, typer.Option(*flags, help=text)])
+
+    options = [inspect.Parameter("workload", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),
+               option("tier", str, "cpu", text="sizes: smoke, cpu, gpu or full"),
+               option("run_id", str | None, None, text="name of the run's folder; the same name goes on with an interrupted training"),
+               option("dry_run", bool, False, "--dry-run", text="say what would be done, and do nothing")]
+    for name, knob in KNOBS.items():
+        if "train" not in knob.phases:
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(knob.default, bool):
+            options.append(option(name, bool | None, None, f"{flag}/--no-{flag[2:]}", text=knob.help))
+        else:
+            kind = enum.StrEnum(name, {c: c for c in knob.choices}) if knob.choices else type(knob.default)
+            options.append(option(name, kind | None, None, flag, *ALIASES.get(name, ()), text=knob.help))
+    options += [option(name, bool, False, "--" + name.replace("_", "-"), text=f"the same as --{knob} {value}")
+                for name, (knob, value) in SHORTHANDS.items()]
+    return inspect.Signature(options)
+
+
+_train.__signature__ = _train_signature()
+_train.__annotations__ = {name: p.annotation for name, p in _train.__signature__.parameters.items()}
+app.command("train")(_train)
+
+
+@app.command()
+def report(run_id: str) -> None:
+    """Build a run's report again from its records."""
+    from hpml import report as site
+
+    folder = env.run_dir(run_id)
+    if not folder.is_dir():
+        raise HpmlError(f"no run {run_id!r} in {folder.parent}")
+    print(site.build(folder))
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """Which data sets there are, where they lie or how to get them."""
+    from hpml.data import fetch
+
+    for entry in fetch.status():
+        print(f"{entry['name']:<10} {entry['title']}: {entry['where']} ({entry['licence']})")
+
+
+@data_app.command("fetch")
+def data_fetch(name: str) -> None:
+    """Download a data set from its publisher, with checksum; an interrupted download goes on."""
+    from hpml.data import fetch
+
+    print(f"{name}: {fetch.fetch(name)}")
+
+
+@data_app.command("check")
+def data_check(name: str) -> None:
+    """Say what is wrong with a data set on this machine."""
+    from hpml.data import fetch
+
+    wrong = fetch.check(name)
+    for line in wrong:
+        print(line)
+    if wrong:
+        raise typer.Exit(1)
+    print(f"{name}: complete")
+
+
+@app.command()
+def notebooks(
+    store: Annotated[str | None, typer.Option(help="run at the smoke tier and keep the outputs: numbers as 23,30, or all")] = None,
+    check: Annotated[bool, typer.Option("--check", help="fail when a stored notebook is not in normal form")] = False,
+) -> None:
+    """List the notebooks, store their smoke outputs, or check their stored form."""
+    from hpml import notebooks as course
+
+    if store:
+        course.store([n.path for n in course.chosen(None if store == "all" else _list(store))])
+    elif check:
+        wrong = course.not_normalised()
+        if wrong:
+            raise HpmlError(f"not in normal form: {', '.join(wrong)}; run hpml notebooks --store NUMBER")
+    else:
+        for book in course.course():
+            print(f"{book.name:<28} {book.question}")
+
+
+@app.command("env")
+def show_env() -> None:
+    """Print this machine's fingerprint, what is installed and which engines are available."""
+    from hpml import engines
+
+    reasons = engines.availability("cpu")
+    print(json.dumps({"machine": env.machine(), "versions": env.versions(), "git": env.git(),
+                      "engines": {name: reason or "available" for name, reason in reasons.items()}}, indent=1))
+
+
+def main() -> None:
+    """Entry point. What a user can mend is one line and exit code 2; a run in which something failed ends with 1."""
+    try:
+        app()
+    except HpmlError as error:
+        print(f"hpml: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,267 @@
+"""The verdict: paired comparison of cases from their records, with interval, noise floor and quality."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hpml.env import HpmlError
+from hpml.knobs import SIZE_KNOBS
+from hpml.records import Record
+
+MIN_ROUNDS, MAX_ROUNDS = 3, 6
+CONFIDENCE = 0.95
+# A look before the last round stops the measurement only at this confidence: four looks at 95 % would find a difference in
+# about one of eight A/A comparisons (Haybittle and Peto's rule for interim looks).
+EARLY_CONFIDENCE = 0.99
+TOO_NOISY = 0.05
+NOISE = "noise_floor"  # the technique of A/A records
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case beside its baseline, as tables and charts show it. Rates are samples/s, medians over rounds; ratio > 1 is faster."""
+
+    workload: str
+    phase: str
+    technique: str
+    label: str
+    knobs: dict
+    differs_in: tuple[str, ...]
+    is_baseline: bool
+    status: str
+    reason: str | None
+    per_s: float | None
+    latency_ms: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    rounds: int
+    floor: float | None
+    verdict: str
+    verdict_text: str
+    quality: str
+    quality_text: str
+    quality_value: float | None
+    quality_metric: str | None
+    quality_n: int | None
+    memory_mib: float | None
+    limit_percent: float | None
+    limit_bound: str | None
+    machine: str
+    tier: str
+    data: str
+    stack: bool
+    group: str
+    notebook: str | None
+
+
+def interval(logs: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """Ratio and the ends of its Student interval from per-round log-ratios; needs at least two."""
+    from scipy.stats import t
+
+    mean = statistics.fmean(logs)
+    half = t.ppf(0.5 + confidence / 2, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
+def log_ratios(base: dict[int, float], other: dict[int, float]) -> list[float]:
+    """Paired by round: log(rate of other / rate of base) for each round that both have."""
+    return [math.log(other[i] / base[i]) for i in sorted(base.keys() & other.keys())]
+
+
+def noise_floor(logs: Sequence[float], rounds: int) -> float:
+    """95th percentile of |ratio - 1| that A/A comparisons of `rounds` rounds give on this machine.
+
+    The A/A log-ratios are symmetric by design (the two arms are the same case), so means of `rounds` of them with random signs
+    are drawn (seeded). Raises HpmlError with fewer than 3 log-ratios.
+    """
+    import numpy as np
+
+    if len(logs) < MIN_ROUNDS:
+        raise HpmlError(f"noise floor: {len(logs)} A/A rounds are too few, {MIN_ROUNDS} are needed")
+    random = np.random.default_rng(0)
+    # A mean has fewer degrees of freedom than its draws: without the factor, the few rounds would flatter the machine.
+    spread = np.asarray(logs) * math.sqrt(len(logs) / (len(logs) - 1))
+    draws = random.choice(spread, size=(20_000, rounds)) * random.choice((-1.0, 1.0), size=(20_000, rounds))
+    return float(np.expm1(np.percentile(np.abs(draws.mean(axis=1)), 95)))
+
+
+def speed_verdict(logs: Sequence[float], floor: float | None) -> tuple[str, str]:
+    """(word, text) for per-round log-ratios: faster and slower need an interval without 1 and a ratio beyond the noise floor."""
+    if len(logs) < MIN_ROUNDS:
+        return "too few rounds", f"too few rounds ({len(logs)} of {MIN_ROUNDS})"
+    ratio, low, high = interval(logs)
+    if floor is None:
+        return "too few rounds", f"{ratio:.2f}x, but no noise floor is recorded for this machine"
+    excess = max(ratio, 1 / ratio) - 1
+    if (low > 1 or high < 1) and excess > floor:
+        word = "faster" if ratio > 1 else "slower"
+        noisy = "; machine too noisy" if floor > TOO_NOISY else ""
+        return word, f"{word} {ratio:.2f}x [{low:.2f}, {high:.2f}]{noisy}"
+    above = max(floor, high - 1, 1 / low - 1)
+    noisy = "; machine too noisy" if floor > TOO_NOISY else ""
+    return "no difference", f"no difference above {percent(above)}{noisy}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share < 0.0995 else f"{100 * share:.0f} %"
+
+
+def decided(logs: Sequence[float], floor: float | None) -> bool:
+    """Whether an interim look may stop the rounds: clearly different, or clearly inside the noise floor."""
+    if len(logs) < MIN_ROUNDS:
+        return False
+    if len(logs) >= MAX_ROUNDS:
+        return True
+    if floor is None:
+        return False
+    ratio, low, high = interval(logs, EARLY_CONFIDENCE)
+    return ((low > 1 or high < 1) and max(ratio, 1 / ratio) - 1 > floor) or max(high, 1 / low) - 1 < floor
+
+
+def by_round(records: Iterable[Record]) -> dict[int, float]:
+    """Rate by round of the ok records of one case; a round that was repeated because the machine was busy counts once, by its last."""
+    return {r.protocol["round"]: r.stats["per_s"] for r in records if r.status == "ok" and r.stats}
+
+
+def _cases(records: Iterable[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.case["key"], []).append(record)
+    return found
+
+
+def noise_logs(records: Iterable[Record], phase: str) -> list[float]:
+    """A/A log-ratios among `records`, of this phase where there are some, else of any phase. Empty when none was measured."""
+    aa = [r for r in records if r.case["technique"] == NOISE and r.status == "ok"]
+    chosen = [r for r in aa if r.case["phase"] == phase] or aa
+    logs = []
+    groups: dict[str, list[Record]] = {}
+    for record in chosen:
+        groups.setdefault(record.case["group"], []).append(record)
+    for group in groups.values():
+        first, *others = _cases(group).values()
+        for other in others:
+            logs += log_ratios(by_round(first), by_round(other))
+    return logs
+
+
+def refuse_unlike(records: Sequence[Record]) -> None:
+    """Raises HpmlError unless all records are of one machine and one protocol: their figures cannot stand in one comparison."""
+    measured = [r for r in records if r.status == "ok"]
+    for what, values in (("machines", {r.machine.get("id") for r in measured}),
+                         ("protocol versions", {r.protocol_version for r in measured})):
+        if len(values) > 1:
+            raise HpmlError(f"records of different {what} cannot be compared: {', '.join(map(str, sorted(values)))}")
+
+
+def rows(records: Sequence[Record], noise: Sequence[Record] | None = None) -> list[Row]:
+    """All cases beside their baselines, in measuring order. `noise` holds A/A records where `records` has none.
+
+    Raises HpmlError for records of several machines or protocols.
+    """
+    refuse_unlike(records)
+    noise = records if noise is None else noise
+    groups: dict[str, dict[str, list[Record]]] = {}
+    for record in records:
+        if record.case["phase"] != "limit" and record.case["technique"] != NOISE and not is_quality_run(record):
+            groups.setdefault(record.case["group"], {}).setdefault(record.case["key"], []).append(record)
+    found = []
+    for cases in groups.values():
+        base = next((c for c in cases.values() if c[0].case["key"] == c[0].case["baseline"]), None)
+        ordered = sorted(cases.values(), key=lambda c: c[0].case["order"])
+        logs = noise_logs(noise, ordered[0][0].case["phase"])
+        found += [_row(case, base, logs, records) for case in ordered]
+    return found
+
+
+def is_quality_run(record: Record) -> bool:
+    """A run that vouches for quality (a whole training, a pass over the test images): its time is no speed figure."""
+    return bool(record.knobs.get("epochs")) or record.knobs.get("measure") == "quality"
+
+
+def _row(case: list[Record], base: list[Record] | None, noise: list[float], records: Sequence[Record]) -> Row:
+    ok = [r for r in case if r.status == "ok"]
+    last = (ok or case)[-1]
+    rates = by_round(ok)
+    is_baseline = last.case["key"] == last.case["baseline"]
+    logs = log_ratios(by_round(base), rates) if base and ok and not is_baseline else []
+    floor = noise_floor(noise, max(len(logs), MIN_ROUNDS)) if len(noise) >= MIN_ROUNDS else None
+    ratio, low, high = interval(logs) if len(logs) >= 2 else (math.exp(logs[0]) if logs else None, None, None)
+    if not ok:
+        word, text = "not measured here", f"not measured here: {last.reason}"
+    elif is_baseline:
+        word, text = "baseline", "baseline"
+    elif base is None or not by_round(base):
+        word, text = "not measured here", "not measured here: its baseline has no figure"
+    else:
+        word, text = speed_verdict(logs, floor)
+    quality = quality_verdict(last, base[-1] if base and not is_baseline else None, records)
+    per_s = statistics.median(rates.values()) if rates else None
+    limits = [r.limit["percent"] for r in ok if r.limit and r.limit.get("percent")]
+    memory = [r.memory["peak_rss_mib"] + (r.memory.get("workers_peak_rss_mib") or 0) for r in ok if r.memory.get("peak_rss_mib")]
+    return Row(
+        workload=last.case["workload"], phase=last.case["phase"], technique=last.case["technique"], label=last.case["label"],
+        knobs=last.knobs, differs_in=tuple(last.case["differs_in"]), is_baseline=is_baseline, status=last.status, reason=last.reason,
+        per_s=per_s, latency_ms=1e3 * last.samples["items"] / per_s if per_s else None, ratio=ratio, low=low, high=high,
+        rounds=len(rates), floor=floor, verdict=word, verdict_text=text, **quality,
+        memory_mib=max(memory) if memory else None, limit_percent=statistics.median(limits) if limits else None,
+        limit_bound=last.limit["bound"] if limits else None, machine=last.machine.get("id", "unknown"), tier=last.case["tier"],
+        data=data_text(last), stack=len(last.case["differs_in"]) > 1, group=last.case["group"], notebook=last.notebook)
+
+
+def data_text(record: Record) -> str:
+    """Which data a figure comes from, as captions say it."""
+    data = record.actual.get("data")
+    if not data:
+        return "data not opened"
+    return f"{data['title']} ({data['origin']}), {data['n_train']:,} + {data['n_test']:,} images"
+
+
+def technique_key(record: Record) -> tuple:
+    """What a quality run must share with a speed figure to vouch for it: all knobs but the sizes."""
+    return (record.case["workload"], record.case["phase"],
+            *sorted((k, v) for k, v in record.knobs.items() if k not in SIZE_KNOBS))
+
+
+def quality_verdict(record: Record, base: Record | None, records: Sequence[Record]) -> dict:
+    """Quality columns of a row: kept, lost, not measured or not informative, against the workload's margin fixed beforehand.
+
+    With three or more paired rounds the lower end of the interval of the difference decides, else the difference itself.
+    """
+    own = _qualities(record, records)
+    nothing = {"quality": "not measured", "quality_text": "not measured", "quality_value": None, "quality_metric": None, "quality_n": None}
+    if not own:
+        return nothing
+    theirs = _qualities(base, records) if base else {}
+    chosen = {key: q for key, q in own.items() if key in theirs} or own
+    any_own = next(iter(chosen.values()))
+    value = statistics.fmean(q["value"] for q in chosen.values())
+    shown = {"quality_value": value, "quality_metric": any_own["metric"], "quality_n": any_own["n"]}
+    if not any_own["informative"]:
+        text = f"not informative ({percent(value)}, n={any_own['n']})"
+        return {**shown, "quality": "not informative", "quality_text": text}
+    if base is None:
+        return {**shown, "quality": "not measured", "quality_text": f"{percent(value)} (n={any_own['n']})"}
+    if not theirs.keys() & own.keys():
+        return {**shown, "quality": "not measured", "quality_text": f"{percent(value)} (baseline's not measured)"}
+    # Only runs of one group share the amount of training and the test images: pairs are made inside it.
+    deltas = [own[i]["value"] - theirs[i]["value"] for i in sorted(own.keys() & theirs.keys())]
+    delta, margin = statistics.fmean(deltas), any_own["margin"]
+    worst = delta
+    if len(deltas) >= MIN_ROUNDS:
+        from scipy.stats import t
+
+        worst = delta - t.ppf(0.5 + CONFIDENCE / 2, len(deltas) - 1) * statistics.stdev(deltas) / math.sqrt(len(deltas))
+    word = "kept" if worst >= -margin else "lost" if delta < -margin else "not informative"
+    text = {"kept": f"kept ({100 * delta:+.1f} points", "lost": f"lost by {-100 * delta:.1f} points (margin {100 * margin:.1f}",
+            "not informative": f"not informative ({100 * delta:+.1f} points, interval wider than the margin"}[word]
+    return {**shown, "quality": word, "quality_text": f"{text}, n={any_own['n']}, {len(deltas)} seed{'s' * (len(deltas) > 1)})"}
+
+
+def _qualities(record: Record, records: Sequence[Record]) -> dict[tuple[str, int], dict]:
+    """Quality by (group, round) of the runs that vouch for `record`."""
+    wanted = technique_key(record)
+    return {(r.case["group"], r.protocol["round"]): r.quality
+            for r in records if r.status == "ok" and r.quality and technique_key(r) == wanted}

@@ -1,0 +1,40 @@
+"""The loader: one DataLoader built from knobs, and the measurement of it alone."""
+
+from hpml.env import HpmlError
+
+
+def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_last: bool = False):
+    """torch DataLoader over `dataset` with the knobs workers, pin_memory, prefetch, persistent_workers and start_method.
+
+    Order and augmentation depend on `seed` alone. Raises HpmlError where shared memory cannot hold the batches in flight.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    workers = knobs.get("workers", 0)
+    if workers:
+        _check_shared_memory(dataset, batch, workers, knobs["prefetch"])
+    extra = {"prefetch_factor": knobs["prefetch"], "persistent_workers": knobs["persistent_workers"],
+             "multiprocessing_context": knobs["start_method"]} if workers else {}
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(dataset, batch_size=batch, shuffle=shuffle, drop_last=drop_last, num_workers=workers, generator=generator,
+                      pin_memory=knobs.get("pin_memory", False) and torch.cuda.is_available(), **extra)
+
+
+def _check_shared_memory(dataset, batch: int, workers: int, prefetch: int) -> None:
+    import torch
+
+    from hpml import env
+
+    shm_mib = env.machine()["shm_mib"]
+    sample_mib = sum(part.nbytes for part in dataset[0] if isinstance(part, torch.Tensor)) / 2**20
+    needed_mib = sample_mib * batch * workers * (prefetch + 1)
+    if shm_mib is not None and needed_mib > shm_mib:
+        raise HpmlError(f"{workers} workers with {prefetch} batches ahead need {needed_mib:.0f} MiB of /dev/shm, which has {shm_mib}: "
+                        "lower workers, prefetch or batch, or enlarge it")
+
+
+def endless(batches):
+    """Epoch after epoch of one DataLoader."""
+    while True:
+        yield from batches

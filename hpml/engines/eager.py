@@ -1,0 +1,119 @@
+"""PyTorch as it is: the module is called, operator by operator."""
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from hpml import env
+from hpml.engines import check_request, one_line
+from hpml.env import HpmlError, Unavailable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class Engine:
+    WANTS = "module"
+
+    def __init__(self, *, device: str = "cpu", threads: int = 0, precision: str = "fp32", hint: str = "latency",
+                 memory_format: str = "contiguous") -> None:
+        """`hint` changes nothing here. `memory_format`: contiguous (NCHW) or channels_last (NHWC), for 4-D inputs."""
+        check_request(engine="eager", device=device, precision=precision, hint=hint)
+        if memory_format not in ("contiguous", "channels_last"):
+            raise HpmlError(f"eager: memory_format {memory_format!r} is unknown; known: contiguous, channels_last")
+        if reason := self.unavailable(device):
+            raise Unavailable(f"eager: {reason}")
+        if precision == "int8":
+            raise Unavailable("eager: a float module has no int8 kernels; quantise it for onnxruntime or openvino")
+        if device == "cpu" and precision in ("fp16", "tf32"):
+            raise Unavailable(f"eager: {precision} is for CUDA; on the CPU use bf16 or fp32")
+        self.device, self.threads, self.precision, self.memory_format = device, threads, precision, memory_format
+        self.module, self.bound, self.results, self.actual = None, [], {}, {}
+
+    @staticmethod
+    def unavailable(device: str = "cpu") -> str | None:
+        return env.missing("torch") or (env.no_gpu() if device == "cuda" else None)
+
+    def load(self, artefact) -> None:
+        """Takes the module in eval mode. It is used itself in FP32 contiguous on its own device, else copied first.
+
+        Sets the process's thread number and TF32 switches. Weights and float inputs are cast once (no autocast, which
+        would cast the weights again in each call).
+        """
+        import torch
+
+        if not isinstance(artefact, torch.nn.Module):
+            raise HpmlError(f"eager: a torch nn.Module is needed, not {type(artefact).__name__}")
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        tf32 = self.precision == "tf32"
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+        self.dtype, self.layout = getattr(torch, DTYPES[self.precision]), {}
+        if self.memory_format == "channels_last":
+            self.layout = {"memory_format": torch.channels_last}
+        changes = any(tensor.device.type != self.device or (tensor.is_floating_point() and tensor.dtype != self.dtype)
+                      for tensor in [*artefact.parameters(), *artefact.buffers()])
+        module = copy.deepcopy(artefact) if changes or self.layout else artefact
+        self.module = module.eval().to(self.device, self.dtype, **self.layout)
+        self.actual = {
+            "provider": "torch", "device": self.device,
+            "threads": torch.get_num_threads(), "precision": self.precision, "hint": None, "streams": 1,
+            "cast": None if self.dtype == torch.float32 else f".to({DTYPES[self.precision]})", "tf32": tf32,
+            "memory_format": self.memory_format, "cudnn_benchmark": torch.backends.cudnn.benchmark, "ops": None,
+        }
+
+    def run(self, inputs: "tuple[np.ndarray, ...]") -> "tuple[np.ndarray, ...]":
+        return _to_host(self._call(self._to_device(inputs)))
+
+    def bind(self, batches: "list[tuple[np.ndarray, ...]]") -> None:
+        self.bound, self.results = [self._to_device(inputs) for inputs in batches], {}
+
+    def run_bound(self, i: int) -> None:
+        index = i % len(self.bound)
+        self.results[index] = self._call(self.bound[index])
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+    def outputs(self, i: int) -> "tuple[np.ndarray, ...]":
+        return _to_host(self.results[i % len(self.bound)])
+
+    def _to_device(self, inputs: "tuple[np.ndarray, ...]") -> tuple:
+        import numpy as np
+        import torch
+
+        if self.module is None:
+            raise HpmlError("eager: load a module first")
+        moved = []
+        for array in inputs:
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
+            dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+            moved.append(tensor.to(self.device, dtype, **(self.layout if tensor.ndim == 4 else {})))
+        return tuple(moved)
+
+    def _call(self, inputs: tuple):
+        import torch
+
+        try:
+            with torch.inference_mode():
+                return self.module(*inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            given = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in inputs)
+            raise HpmlError(f"eager: {type(self.module).__name__} refused {given}: {one_line(error)}") from error
+
+
+def _to_host(outputs) -> "tuple[np.ndarray, ...]":
+    """A tensor, a sequence or a mapping of tensors as a tuple of arrays; half-precision floats become float32."""
+    import torch
+
+    if isinstance(outputs, torch.Tensor):
+        outputs = (outputs,)
+    elif isinstance(outputs, Mapping):
+        outputs = tuple(outputs.values())
+    return tuple((t.float() if t.dtype in (torch.bfloat16, torch.float16) else t).cpu().numpy() for t in outputs)

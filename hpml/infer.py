@@ -1,0 +1,210 @@
+"""Inference: one model on one engine: export, parity, latency in three figures, and the quality pass."""
+
+import hashlib
+import time
+from pathlib import Path
+from types import ModuleType
+
+from hpml import engines, export
+from hpml import measure as m
+from hpml.env import Unavailable
+from hpml.train import load_weights, quality, train_flops
+
+ROTATION = 8  # different inputs in turn: one buffer used again and again would sit in the caches
+
+
+def _model(job: dict, workload: ModuleType, classes: int):
+    """The workload's FP32 module in evaluation mode. Random weights get BatchNorm statistics from data, as untrained ones overflow."""
+    import torch
+
+    torch.manual_seed(job["knobs"]["seed"])
+    model = workload.model(job["knobs"], classes)
+    if job["weights"]:
+        load_weights(model, Path(job["weights"]))
+    return model.eval()
+
+
+def _samples(workload: ModuleType, knobs: dict, image_set, count: int):
+    """`count` real test samples, preprocessed, as a tuple of arrays; repeated where the test set is smaller."""
+    import numpy as np
+
+    dataset = workload.dataset(knobs, image_set, train=False)
+    picked = [dataset[i % len(dataset)] for i in range(count)]
+    width = len(workload.INPUT_NAMES)
+    return tuple(np.stack([np.asarray(sample[i]) for sample in picked]) for i in range(width))
+
+
+def onnx_file(job: dict, workload: ModuleType, model) -> tuple[Path, dict]:
+    """The exported graph of this model, made once in a run and shared by its cases: (path, what the export said; {} if it was there)."""
+    knobs = job["knobs"]
+    identity = (job["case"]["workload"], job["weights_sha256"], knobs["image"], knobs.get("stem"), knobs["data"], knobs["seed"])
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
+    path = Path(job["run_dir"]) / "models" / f"{Path(job['case']['workload']).stem}-{digest}.onnx"
+    if path.exists():
+        return path, {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = export.export_onnx(model, workload.example_inputs(knobs, 2), path, input_names=list(workload.INPUT_NAMES),
+                              output_names=list(workload.OUTPUT_NAMES))
+    return path, made
+
+
+def _engine(job: dict, workload: ModuleType, model):
+    """(loaded engine, cold figures). Raises Unavailable when the engine or the precision is not on this machine."""
+    knobs = job["knobs"]
+    kind = engines.get(knobs["engine"])
+    reason = kind.unavailable(knobs["device"])
+    if reason:
+        raise Unavailable(reason)
+    options = {"memory_format": knobs["memory_format"]} if kind.WANTS == "module" else {}
+    engine = kind(device=knobs["device"], threads=m.set_threads(knobs["threads"]), precision=knobs["precision"], hint=knobs["hint"],
+                  **options)
+    cold = {}
+    artefact = model
+    if kind.WANTS == "onnx":
+        artefact, made = onnx_file(job, workload, model)
+        cold = {"export_s": made.get("export_s"), "bytes": artefact.stat().st_size}
+    started = time.perf_counter()
+    engine.load(artefact)
+    return engine, {**cold, "load_s": time.perf_counter() - started}
+
+
+def check_parity(model, engine, workload: ModuleType, knobs: dict, image_set) -> dict:
+    """The engine's outputs beside the eager FP32 model's on real samples, at batch sizes that the export never saw.
+
+    Passed means: within the workload's tolerance for this precision, and the same answers for its share of the samples. With random
+    weights all logits are near each other and the answers are about noise: then the tolerance alone decides.
+    """
+    import numpy as np
+    import torch
+
+    tolerance = workload.PARITY[knobs["precision"]]
+    count = 32 if knobs["image"] <= 64 else 8
+    inputs = _samples(workload, knobs, image_set, count)
+    with torch.inference_mode():
+        wanted = model(*(torch.as_tensor(x) for x in inputs)).float().numpy()
+    cuts = (1, 3, count)  # one sample, then two, then the rest
+    parts, start = [], 0
+    for end in cuts:
+        parts.append(engine.run(tuple(x[start:end] for x in inputs))[0])
+        start = end
+    found = export.parity(wanted, np.concatenate(parts), atol=tolerance["atol"], rtol=tolerance["rtol"])
+    found["tolerance"]["top1_agreement"] = tolerance["top1_agreement"] if knobs["weights"] != "random" else None
+    if knobs["weights"] != "random" and found["top1_agreement"] < tolerance["top1_agreement"]:
+        found["passed"] = False
+    return {**found, "n": count}
+
+
+def measure(job: dict, workload: ModuleType) -> dict:
+    """An inference case in a fresh process: the latency, or the quality pass. Returns the record's fields."""
+    from hpml.data import summary
+
+    knobs = job["knobs"]
+    mark = m.cpu_mark()
+    image_set = workload.data(knobs)
+    model = _model(job, workload, len(image_set.classes))
+    reference = model
+    if knobs["engine"] == "eager":  # the engine changes its module (precision, memory format); parity needs the original
+        reference = _model(job, workload, len(image_set.classes))
+    engine, cold = _engine(job, workload, model)
+    parity = check_parity(reference, engine, workload, knobs, image_set)
+    shared = {"cold": cold, "parity": parity, "actual": {**engine.actual, "data": summary(image_set)}}
+    if not parity["passed"]:
+        why = f"outputs differ from eager FP32: max abs {parity['max_abs']:.2e}, top-1 agreement {parity['top1_agreement']}"
+        return {**shared, "status": "parity_failed", "reason": why}
+    if knobs["measure"] == "quality":
+        scores = workload.evaluate(lambda inputs: engine.run(inputs)[0], knobs, image_set)
+        return {**shared, "quality": quality(scores, workload) if knobs["weights"] != "random" else None,
+                "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()}, "disturbance": m.disturbance(mark)}
+    del reference
+    return {**shared, **_latency(job, workload, engine, image_set, shared["cold"])}
+
+
+def _latency(job: dict, workload: ModuleType, engine, image_set, cold: dict) -> dict:
+    """Seconds of a call with everything resident (the headline), with copies in and out, and with preprocessing too."""
+    import numpy as np
+
+    knobs, protocol = job["knobs"], job["protocol"]
+    batch = knobs["batch"]
+    pool = _samples(workload, knobs, image_set, batch * ROTATION if batch * ROTATION <= 64 else batch * 2)
+    count = len(pool[0]) // batch
+    batches = [tuple(np.ascontiguousarray(x[i * batch:(i + 1) * batch]) for x in pool) for i in range(count)]
+    engine.bind(batches)
+    clock = m.device_clock(knobs["device"])
+    energy, mark = m.energy_mj() if knobs["device"] == "cuda" else None, m.cpu_mark()
+
+    def step(i: int) -> None:
+        started = clock()
+        engine.run_bound(i)
+        if knobs["slowdown"]:
+            until = started + (clock() - started) * (1 + knobs["slowdown"])
+            while clock() < until:
+                pass
+
+    limits = {name: protocol[name] for name in ("warmup", "min_iters", "min_seconds")}
+    resident = m.steady(step, clock=clock, **limits)
+    short = {"warmup": 1, "min_iters": max(3, protocol["min_iters"] // 2), "min_seconds": protocol["min_seconds"] / 4}
+    copies = m.steady(lambda i: engine.run(batches[i % count]), clock=clock, **short)
+    dataset = workload.dataset(knobs, image_set, train=False)
+    width = len(workload.INPUT_NAMES)
+
+    def whole(i: int) -> None:
+        samples = [dataset[(i * batch + j) % len(dataset)] for j in range(batch)]
+        engine.run(tuple(np.stack([np.asarray(sample[k]) for sample in samples]) for k in range(width)))
+
+    preprocessed = m.steady(whole, clock=clock, **short)
+    classes = len(image_set.classes)
+    flops = train_flops(workload, knobs, classes) / 3 * batch  # backward costs twice the forward pass
+    width_bytes = 2 if knobs["precision"] in ("bf16", "fp16") else 4
+    weights = sum(p.numel() for p in _meta_parameters(workload, knobs, classes))
+    return {
+        "samples": {"unit": "s", "items": batch, "values": resident["values"], "with_copies": copies["values"],
+                    "with_preprocessing": preprocessed["values"]},
+        "center": "median", "cold": {**cold, "first_call_s": resident["first_call_s"]},
+        "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()},
+        "energy": None if energy is None else {"joules": (m.energy_mj() - energy) / 1e3},
+        "disturbance": m.disturbance(mark),
+        "work": {"flops": flops, "bytes": weights * width_bytes + sum(x.nbytes for x in batches[0]), "dtype": knobs["precision"]},
+    }
+
+
+def _meta_parameters(workload: ModuleType, knobs: dict, classes: int):
+    import torch
+
+    with torch.device("meta"):
+        return list(workload.model(knobs, classes).parameters())
+
+
+def measure_export(job: dict, workload: ModuleType) -> dict:
+    """An export case: the graph with its seconds, size, operators and parity on ONNX Runtime's and OpenVINO's CPU where present."""
+    from hpml.data import summary
+
+    knobs = job["knobs"]
+    image_set = workload.data(knobs)
+    model = _model(job, workload, len(image_set.classes))
+    folder = Path(job["run_dir"]) / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / f"export-{job['case']['key']}-r{job['protocol']['round']}.onnx"  # never the shared one: its making is the figure
+    try:
+        made = export.export_onnx(model, workload.example_inputs(knobs, 2), fresh, input_names=list(workload.INPUT_NAMES),
+                                  output_names=list(workload.OUTPUT_NAMES))
+        found = {}
+        for name in ("onnxruntime", "openvino"):
+            kind = engines.get(name)
+            if not kind.unavailable("cpu"):
+                engine = kind(device="cpu", threads=m.set_threads(knobs["threads"]), precision="fp32")
+                engine.load(fresh)
+                found[name] = check_parity(model, engine, workload, {**knobs, "precision": "fp32"}, image_set)
+    finally:
+        fresh.unlink(missing_ok=True)
+    if not found:
+        raise Unavailable("no engine is installed that could run the exported graph")
+    worst = max(found.values(), key=lambda p: (not p["passed"], p["max_abs"]))
+    fields = {
+        "cold": {"export_s": made["export_s"], "bytes": made["bytes"]}, "parity": worst,
+        "actual": {"opset": made["opset"], "ops": made["ops"], "exporter": made["exporter"], "engines": found, "device": "cpu",
+                   "parameters": sum(p.numel() for p in model.parameters()), "data": summary(image_set)},
+        "memory": {"peak_rss_mib": m.peak_rss_mib()},
+    }
+    if not worst["passed"]:
+        fields |= {"status": "parity_failed", "reason": f"the graph is another function: max abs {worst['max_abs']:.2e}"}
+    return fields

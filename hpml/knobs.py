@@ -1,0 +1,99 @@
+"""The knobs: every setting that can change a figure, with its default, its range and the phases it belongs to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hpml.env import HpmlError
+
+PHASES = ("train", "infer", "export", "data", "limit")
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting. `choices` empty means any value of the default's type that is at least `least`."""
+
+    default: Any
+    phases: tuple[str, ...]
+    help: str
+    choices: tuple = ()
+    least: float | None = 0
+
+
+_TRAIN, _INFER, _LOAD, _ALL = ("train",), ("infer",), ("train", "data"), ("train", "infer", "data", "export")
+_ANY = (*_ALL, "limit")
+KNOBS: dict[str, Knob] = {
+    "data": Knob("auto", _ALL, "data set: auto, real, standin, or one by name", least=None),
+    "device": Knob("cpu", _ANY, "where the model runs", ("cpu", "cuda")),
+    "threads": Knob(0, _ANY, "compute threads; 0 = all cores"),
+    "batch": Knob(32, _ALL, "samples in one step", least=1),
+    "image": Knob(32, _ALL, "side of the input image in pixels", least=8),
+    "weights": Knob("random", ("train", "infer", "export"), "random, trained (left by notebook 10-15 of the run) or a .safetensors file",
+                    least=None),
+    "workers": Knob(0, _LOAD, "loader worker processes; 0 = load in the training process"),
+    "pin_memory": Knob(False, _LOAD, "collate into page-locked memory"),
+    "prefetch": Knob(2, _LOAD, "batches loaded ahead by each worker", least=1),
+    "persistent_workers": Knob(True, _LOAD, "keep workers alive between epochs"),
+    "start_method": Knob("forkserver", _LOAD, "how workers start", ("fork", "forkserver", "spawn")),
+    "storage": Knob("array", _LOAD, "array: decoded pixels in memory; jpeg: decode a 256-pixel JPEG for each sample", ("array", "jpeg")),
+    "non_blocking": Knob(False, _TRAIN, "do not wait for the copy to the device"),
+    "precision": Knob("fp32", ("train", "infer", "export"), "arithmetic of the model", ("fp32", "bf16", "fp16", "int8")),
+    "memory_format": Knob("contiguous", ("train", "infer"), "order of image tensors in memory", ("contiguous", "channels_last")),
+    "accum_steps": Knob(1, _TRAIN, "micro-batches added up before one optimizer step", least=1),
+    "script": Knob("none", _TRAIN, "none, torchscript or compile", ("none", "torchscript", "compile")),
+    "parallel": Knob("none", _TRAIN, "none, dp (DataParallel) or ddp (DistributedDataParallel)", ("none", "dp", "ddp")),
+    "optimizer": Knob("sgd", _TRAIN, "sgd (momentum 0.9, Nesterov) or adam (decoupled weight decay)", ("sgd", "adam")),
+    "schedule": Knob("constant", _TRAIN, "learning rate over the training", ("constant", "cosine", "onecycle")),
+    "lr": Knob(0.0, _TRAIN, "peak learning rate; 0 = the workload's for this optimizer"),
+    "epochs": Knob(0, _TRAIN, "0 = measure steady steps; n = train n epochs and evaluate after each"),
+    "train_samples": Knob(0, _ALL, "training images used; 0 = all"),
+    "test_samples": Knob(0, _ALL, "test images used; 0 = all"),
+    "stem": Knob("imagenet", ("train", "infer", "export"), "first layers: imagenet (7x7, stride 2, pool) or cifar (3x3, stride 1)",
+                 ("imagenet", "cifar")),
+    "engine": Knob("eager", ("infer", "limit"), "what executes the model: eager, onnxruntime, openvino, ...", least=None),
+    "hint": Knob("latency", _INFER, "OpenVINO's performance hint", ("latency", "throughput")),
+    "measure": Knob("speed", _INFER, "speed, or quality over the test images", ("speed", "quality")),
+    "slowdown": Knob(0.0, ("train", "infer"), "extra time per step as a share of it: a planted difference, for testing the protocol"),
+    "seed": Knob(0, _ALL, "random seed; each round adds its number"),
+    "kind": Knob("matmul", ("limit",), "which limit",
+                 ("matmul", "conv3x3", "memory", "h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable", "jpeg")),
+    "dtype": Knob("fp32", ("limit",), "data type of the limit", least=None),
+}
+# What may differ between a speed figure and the quality run that vouches for it: the amount of training and the size of the
+# input are not what a technique is.
+SIZE_KNOBS = ("epochs", "train_samples", "test_samples", "image", "batch", "threads", "schedule", "measure", "hint", "lr", "seed",
+              "slowdown")
+
+
+def defaults(phase: str) -> dict:
+    """Every knob of a phase at its default. Raises HpmlError for an unknown phase."""
+    if phase not in PHASES:
+        raise HpmlError(f"unknown phase {phase!r}: choose from {', '.join(PHASES)}")
+    return {name: knob.default for name, knob in KNOBS.items() if phase in knob.phases}
+
+
+def validate(phase: str, settings: Mapping[str, Any]) -> dict:
+    """`settings` checked and complete with defaults. Raises HpmlError that names the knob, its value and what is allowed."""
+    full = defaults(phase)
+    for name, value in settings.items():
+        if name not in full:
+            known = ", ".join(sorted(full))
+            raise HpmlError(f"unknown knob {name!r} for phase {phase!r}: choose from {known}")
+        full[name] = _checked(name, value)
+    return full
+
+
+def _checked(name: str, value: Any) -> Any:
+    knob = KNOBS[name]
+    if knob.choices:
+        if value not in knob.choices:
+            raise HpmlError(f"{name}={value!r}: choose from {', '.join(map(str, knob.choices))}")
+        return value
+    kind = type(knob.default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise HpmlError(f"{name}={value!r}: expected {kind.__name__}")
+    if knob.least is not None and not isinstance(value, bool) and value < knob.least:
+        raise HpmlError(f"{name}={value!r}: must be at least {knob.least}")
+    return value

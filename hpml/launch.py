@@ -1,0 +1,145 @@
+"""Measured children: each case runs in a fresh process from a warm server; crash, kill, out of memory and time-out come back as facts."""
+
+import contextlib
+import ctypes
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from hpml.env import HpmlError, Unavailable
+
+# Which module measures a phase: its function takes (job, workload module) and returns fields of the record.
+MEASURERS = {"train": ("hpml.train", "measure"), "infer": ("hpml.infer", "measure"), "export": ("hpml.infer", "measure_export"),
+             "data": ("hpml.loading", "measure")}
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "defaultcpuallocator")
+_PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def _hidden_main():
+    """multiprocessing runs the caller's __main__ again in every child: a notebook's or a script's top level must not be measured."""
+    main = sys.modules["__main__"]
+    saved = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
+    main.__spec__ = None
+    main.__dict__.pop("__file__", None)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(main, name, value)
+
+
+def _context():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hpml.preload"])
+    return context
+
+
+def warm_up() -> float:
+    """Start the server (it imports torch once) and return the seconds it took; later children start from it."""
+    started = time.perf_counter()
+    with _hidden_main():
+        child = _context().Process(target=_nothing)
+        child.start()
+    child.join()
+    return time.perf_counter() - started
+
+
+def _nothing() -> None:
+    """The first child's work: none."""
+
+
+def run(job: dict, *, log: Path, timeout_s: float) -> dict:
+    """Run one job in a child of its own process group; returns the record's fields with "status" and "reason".
+
+    The child's output goes to `log`. A crash, a kill, lack of memory and the time-out are statuses, not exceptions; whatever the
+    child started is gone afterwards, also when the caller is interrupted.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # The answer comes as a file, replaced whole: a killed child leaves none.
+    with tempfile.TemporaryDirectory(prefix="hpml-") as scratch:
+        answer = Path(scratch, "answer.json")
+        started = time.perf_counter()
+        with _hidden_main():
+            child = _context().Process(target=_child, args=(json.dumps(job), str(answer), str(log)), daemon=False)
+            child.start()
+        try:
+            child.join(timeout_s)
+            timed_out = child.is_alive()
+        finally:
+            _end(child)
+        if timed_out:
+            return {"status": "timeout", "reason": f"stopped after {timeout_s:.0f} s"}
+        if answer.exists():
+            fields = json.loads(answer.read_text())
+            fields["spawn_s"] = fields.pop("began") - started
+            return fields
+        return _death(child.exitcode, log)
+
+
+def _end(child) -> None:
+    """Kill the child's process group: also its loader workers, also when the child itself is already dead."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    if child.is_alive():
+        child.kill()  # it had no group of its own yet
+    child.join()
+
+
+def _death(code: int, log: Path) -> dict:
+    last = next((line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "no output")
+    if code == -signal.SIGKILL:
+        return {"status": "failed", "reason": "killed by signal 9 (by the kernel when memory runs out, or by hand)"}
+    if code < 0:
+        return {"status": "failed", "reason": f"crashed with signal {-code} ({signal.Signals(-code).name})"}
+    return {"status": "failed", "reason": f"exit code {code}: {last[:200]}"}
+
+
+def _child(job_text: str, answer: str, log: str) -> None:
+    """What the fresh process does: a group of its own, dies with its parent, output to the log, one answer file."""
+    began = time.perf_counter()  # one clock for all processes of a machine (CLOCK_MONOTONIC)
+    os.setpgid(0, 0)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    job = json.loads(job_text)
+    fields = {**_measured(job), "began": began}
+    partial = Path(answer + ".part")
+    partial.write_text(json.dumps(fields, default=float))
+    partial.replace(answer)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # no clean-up of runtimes that may crash on exit: the answer is whole
+
+
+def _measured(job: dict) -> dict:
+    from hpml import limits, workloads
+
+    try:
+        if job["case"]["phase"] == "limit":
+            asked = {name: job["knobs"][name] for name in ("kind", "engine", "device", "threads")}
+            asked["dtype"] = None if job["knobs"]["dtype"] == "any" else job["knobs"]["dtype"]
+            return {"status": "ok", "reason": None, "actual": limits.measure(**asked, seconds=job["protocol"]["min_seconds"])}
+        module, function = MEASURERS[job["case"]["phase"]]
+        workload = workloads.get(job["case"]["workload"])
+        return {"status": "ok", "reason": None, **getattr(importlib.import_module(module), function)(job, workload)}
+    except Unavailable as error:
+        return {"status": "unsupported", "reason": str(error)}
+    except HpmlError as error:
+        return {"status": getattr(error, "status", "failed"), "reason": str(error)}
+    except Exception as error:  # noqa: BLE001 whatever happens in a child is a fact of the case, with its traceback in the log
+        traceback.print_exc()
+        text = str(error) or type(error).__name__
+        if isinstance(error, MemoryError) or any(sign in text.lower() for sign in OUT_OF_MEMORY):
+            return {"status": "oom", "reason": f"out of memory at batch {job['knobs'].get('batch')}: {text.splitlines()[0][:160]}"}
+        return {"status": "failed", "reason": f"{type(error).__name__}: {text.splitlines()[0][:200]}"}

@@ -1,0 +1,163 @@
+"""Taking a figure inside a measured process: the steady loop, memory, threads, and what else the machine did meanwhile."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hpml import env
+
+BUSY_SHARE = 0.10  # of all cores, taken by other processes or stolen by the host: above it a round is flagged and repeated
+
+
+def set_threads(threads: int) -> int:
+    """Set torch's compute threads (0 = all cores) and return their number."""
+    import torch
+
+    count = threads or env.cores()
+    torch.set_num_threads(count)
+    return count
+
+
+def device_clock(device: str) -> Callable[[], float]:
+    """perf_counter that waits for the device first, in seconds."""
+    if device != "cuda":
+        return time.perf_counter
+
+    import torch
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
+def steady(step: Callable[[int], object], *, clock: Callable[[], float], warmup: int, min_iters: int, min_seconds: float) -> dict:
+    """Call step(i) until both minima are reached; seconds of each call after the warm-up.
+
+    Returns {"first_call_s", "values"}: the very first call is a figure of its own.
+    """
+    start = clock()
+    step(0)
+    first_call_s = clock() - start
+    for i in range(1, warmup):
+        step(i)
+    values, i = [], warmup
+    start = end = clock()
+    while len(values) < min_iters or end - start < min_seconds:
+        before = end
+        step(i)
+        end = clock()
+        values.append(end - before)
+        i += 1
+    return {"first_call_s": first_call_s, "values": values}
+
+
+def peak_rss_mib() -> float | None:
+    """Highest resident memory of this process so far."""
+    return _high_water_mib(os.getpid())
+
+
+def workers_peak_rss_mib() -> float | None:
+    """Sum of the highest resident memory of this process's living children (loader workers), None without any."""
+    import psutil
+
+    peaks = [_high_water_mib(child.pid) for child in psutil.Process().children(recursive=True)]
+    return sum(p for p in peaks if p) or None
+
+
+def _high_water_mib(pid: int) -> float | None:
+    try:
+        line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) / 1024
+
+
+def device_memory() -> dict:
+    """Peak MiB that torch allocated and reserved on the CUDA device; empty when CUDA was not used."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return {}
+    return {"device_peak_mib": torch.cuda.max_memory_allocated() / 2**20, "device_reserved_mib": torch.cuda.max_memory_reserved() / 2**20}
+
+
+def bytes_read() -> int | None:
+    """Bytes that this process fetched from storage so far (the page cache does not count)."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes")), None)
+
+
+def cpu_mark() -> dict:
+    """CPU seconds so far: of the machine by kind, of this process and its living children."""
+    import psutil
+
+    total = psutil.cpu_times()
+    own = 0.0
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        own += times.user + times.system
+    return {"time": time.perf_counter(), "busy": sum(total) - total.idle - getattr(total, "iowait", 0.0),
+            "steal": getattr(total, "steal", 0.0), "own": own}
+
+
+def disturbance(mark: dict) -> dict:
+    """What others did since `mark`: shares of all cores used by foreign processes and stolen by the host, and whether that is too much."""
+    end = cpu_mark()
+    capacity = max(1e-9, (end["time"] - mark["time"]) * (os.cpu_count() or 1))
+    steal = max(0.0, end["steal"] - mark["steal"]) / capacity
+    foreign = max(0.0, (end["busy"] - mark["busy"] - (end["own"] - mark["own"])) / capacity - steal)
+    # Under half a second the kernel's ticks (10 ms) are too coarse to tell.
+    busy = (foreign > BUSY_SHARE or steal > BUSY_SHARE) and capacity > 0.5 * (os.cpu_count() or 1)
+    return {"foreign_cpu": round(foreign, 4), "steal": round(steal, 4), "busy": busy}
+
+
+def energy_mj() -> float | None:
+    """Energy that the first GPU used so far, in millijoules, by NVML; None without a GPU or without the counter."""
+    if env.missing("pynvml"):
+        return None
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByIndex(0)))
+    except pynvml.NVMLError:
+        return None
+
+
+class Marks:
+    """Points in time on the device that does the work: perf_counter on a CPU, CUDA events on torch's stream on a GPU.
+
+    On a GPU the span that ends with the arrival of a batch is the time the device stood idle for it, not the host's wait.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        self.points: list = []
+
+    def mark(self) -> None:
+        if not self.cuda:
+            self.points.append(time.perf_counter())
+            return
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self.points.append(event)
+
+    def spans(self) -> list[float]:
+        """Seconds between neighbouring marks."""
+        pairs = zip(self.points, self.points[1:], strict=False)
+        if not self.cuda:
+            return [after - before for before, after in pairs]
+        self.points[-1].synchronize()
+        return [before.elapsed_time(after) / 1e3 for before, after in pairs]

@@ -1,0 +1,133 @@
+"""The one look of all charts: colours, the frame with its computed claim and caption, alternative text."""
+
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from hpml import tables
+from hpml.compare import Row, percent
+
+WIDTH_IN = 6.0  # 600 pixels at 100 dots per inch
+# Okabe and Ito's palette (2008), told apart with every common colour blindness. One engine, one colour, in every chart.
+ENGINES = {"eager": "#0072B2", "torchscript": "#56B4E9", "compile": "#CC79A7", "onnxruntime": "#E69F00", "openvino": "#009E73",
+           "tensorrt": "#D55E00"}
+OTHER = "#777777"
+# Paul Tol's muted palette, for what is not an engine.
+PHASES = {"wait": "#CC6677", "copy": "#DDCC77", "forward": "#88CCEE", "backward": "#332288", "optimizer": "#44AA99"}
+SERIES = ("#332288", "#CC6677", "#117733", "#AA4499", "#999933", "#882255", "#44AA99", "#661100")
+GLYPHS = {"faster": "▲", "slower": "▼", "no difference": "=", "too few rounds": "?", "not measured here": "–", "baseline": "●"}
+MARKS = {"kept": "✓", "lost": "✗", "not measured": "–", "not informative": "?"}
+INK, SOFT, BAND = "#222222", "#666666", "#DDDDDD"
+STYLE = {
+    "figure.dpi": 100, "savefig.dpi": 100, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.labelsize": 9,
+    "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.5, "legend.frameon": False, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.edgecolor": SOFT, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "hatch.color": "#BBBBBB", "hatch.linewidth": 0.8, "lines.linewidth": 1.5, "axes.axisbelow": True,
+}
+RATIO_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 7, 10, 15, 20, 30, 50,
+               100, 200, 500, 1000)
+
+
+def styled(function):
+    """Draw with this look and leave the reader's own matplotlib settings as they are."""
+    import functools
+
+    @functools.wraps(function)
+    def drawn(*args, **kwargs):
+        from matplotlib import pyplot
+
+        with pyplot.rc_context(STYLE):
+            return function(*args, **kwargs)
+
+    return drawn
+
+
+def figure_of(height_in: float, *, rows: int = 1, columns: int = 1, **options):
+    """(figure, axes as an array of rows x columns) of the study's width."""
+    from matplotlib import pyplot
+
+    return pyplot.subplots(rows, columns, figsize=(WIDTH_IN, height_in), layout="constrained", squeeze=False, **options)
+
+
+def engine(knobs: dict) -> str:
+    """Which engine a case ran on; a scripted or compiled training counts as that engine."""
+    script = knobs.get("script", "none")
+    return knobs.get("engine") or (script if script != "none" else "eager")
+
+
+def colour(name: str) -> str:
+    return ENGINES.get("eager" if name == "torch" else name, OTHER)
+
+
+def clean(value: object, width: int = 0) -> str:
+    """Text from outside as text in a chart: one line, no formulas of matplotlib, cut at `width` characters."""
+    line = re.sub(r"[\x00-\x1f\x7f]", "", " ".join(str(value).split())).replace("$", r"\$")
+    return line if not width or len(line) <= width else line[:width - 1].rstrip() + "…"
+
+
+def finish(axes, claim: str, caption: str, alt: str):
+    """Give a chart its title, caption and alternative text; title and caption start at the figure's left edge. Returns the Axes."""
+    figure = axes.figure
+    axes.set_title(_wrapped(claim, 72), loc="left", pad=8)
+    if caption:
+        figure.supxlabel(_wrapped(caption, 96), x=0.012, ha="left", fontsize=8, color=SOFT)
+    figure.hpml_alt = " ".join(alt.replace(r"\$", "$").split())
+    figure.draw_without_rendering()
+    edge = axes.transAxes.inverted().transform(figure.transFigure.transform((0.012, 0)))[0]
+    axes.set_title(_wrapped(claim, 72), loc="left", x=edge, pad=8)
+    return axes
+
+
+def _wrapped(value: str, width: int) -> str:
+    return "\n".join(line for part in value.split("\n") for line in textwrap.wrap(part, width, break_long_words=True))
+
+
+def ratio_axis(axes, low: float, high: float) -> None:
+    """A logarithmic x axis for ratios, so that 2x and 0.5x are equally far from 1, with plain numbers."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    low, high = min(low, 0.95), max(high, 1.05)
+    axes.set_xscale("log")
+    axes.set_xlim(low / (high / low) ** 0.04, high * (high / low) ** 0.04)
+    ticks = [tick for tick in RATIO_TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+    while len(ticks) > 8:
+        at = ticks.index(1)
+        ticks = [tick for i, tick in enumerate(ticks) if (i - at) % 2 == 0]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}x" for tick in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def provenance(rows: Sequence[Row]) -> str:
+    """n rounds, machine, tier and data of the rows that a chart shows."""
+    measured = [row for row in rows if row.rounds]
+    counts = sorted({row.rounds for row in measured})
+    n = f"n = {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} rounds" if counts else "nothing measured"
+    floors = sorted({percent(row.floor) for row in measured if row.floor is not None})
+    noise = f"noise floor {' / '.join(floors)}" if floors else "no noise floor recorded"
+    sets = list(dict.fromkeys(row.data for row in measured))
+    what = [n, noise, ", ".join(dict.fromkeys(row.machine for row in rows)), f"tier {', '.join(dict.fromkeys(row.tier for row in rows))}",
+            sets[0] if len(sets) == 1 else f"{len(sets)} data sets" if sets else ""]
+    return clean("; ".join(filter(None, what)))
+
+
+def headed(claim: str, rows: Sequence[Row]) -> str:
+    """The claim, or that it is none: the smoke tier's figures are not results."""
+    return f"{tables.SMOKE}\n{claim}" if any(row.tier == "smoke" for row in rows) else claim
+
+
+def show_alt(axes) -> None:
+    """Show a chart with its alternative text under it: as picture and Markdown in a notebook, printed elsewhere."""
+    figure, alt = axes.figure, getattr(axes.figure, "hpml_alt", "")
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None or not hasattr(shell, "kernel"):
+        print(f"Alt text: {alt}")
+        return
+    from matplotlib import pyplot
+
+    display = sys.modules["IPython.display"]
+    display.display(figure, metadata={"image/png": {"alt": alt}})
+    pyplot.close(figure)  # else the notebook shows it again at the end of the cell
+    display.display(display.Markdown(f"*Alt text: {tables.escape(alt)}*"))

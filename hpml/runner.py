@@ -1,0 +1,168 @@
+"""A batch run: every notebook by papermill inside a time budget, with a status each and a report after each."""
+
+import json
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+
+from hpml import env, notebooks, records, report, study, tables
+from hpml.compare import is_quality_run
+from hpml.env import HpmlError
+from hpml.notebooks import Notebook
+
+GRACE_S = 20  # kernels, papermill and the report need this beyond the cases themselves
+FLOOR_S = 15  # a notebook that would get less than this is left out
+
+
+def run(*, tier: str, workloads: list[str], only: list[str] | None, run_id: str | None, resume: bool, rounds: int | None,
+        budget_s: float | None, data: str, device: str | None) -> int:
+    """Run the chosen notebooks into results/runs/<run_id>; returns the exit code (0, or 1 when a notebook failed).
+
+    Everything is checked before anything runs: raises HpmlError for an unknown tier, workload, notebook, device or run.
+    """
+    study.use(tier=tier, workloads=workloads, data=data, device=device, run_id=run_id or "lab")
+    from hpml import data as sources
+
+    if data != "auto" and data not in sources.SOURCES:
+        raise HpmlError(f"data {data!r}: choose from {', '.join(sources.SOURCES)}")
+    if rounds is not None and rounds < 1:
+        raise HpmlError(f"rounds {rounds}: at least 1")
+    books = notebooks.chosen(only)
+    run_id = run_id or datetime.now().strftime(f"{tier}-%Y%m%d-%H%M%S")
+    folder = env.run_dir(run_id)
+    status = _status(folder, run_id, resume, asked={"tier": tier, "workloads": workloads, "data": data, "device": device, "rounds": rounds})
+    parameters = {"tier": tier, "workloads": workloads, "device": device, "data": data, "run_id": run_id}
+    for book in books:
+        check_parameters(book, parameters)
+    started = time.time()
+    deadline = started + budget_s if budget_s else None
+    status |= {"tier": tier, "started": env.now(), "ended": None, "budget_s": budget_s, "machine": env.machine()}
+    _announce(books, tier, len(workloads), budget_s, folder)
+    os.environ["HPML_RUN_ID"] = run_id
+    if rounds:
+        os.environ["HPML_ROUNDS"] = str(rounds)
+    try:
+        _all(books, parameters, status, folder, deadline)
+    except KeyboardInterrupt:
+        print("interrupted: what is finished is kept; go on with --resume")
+        _write(folder, status)
+        report.build(folder)
+        return 130
+    status["ended"] = env.now()
+    _write(folder, status)
+    print(f"\n{_count(status)} in {(time.time() - started) / 60:.1f} minutes")
+    print(f"report: {report.build(folder)}")
+    return 1 if any(n["status"] in ("failed", "timeout") for n in status["notebooks"].values()) else 0
+
+
+def _status(folder: Path, run_id: str, resume: bool, asked: dict) -> dict:
+    """The run's status, taken up again by --resume. Raises HpmlError when it does not fit."""
+    path = folder / "status.json"
+    if resume:
+        if not path.exists():
+            raise HpmlError(f"nothing to resume: {path} does not exist; give the --run-id of an interrupted run")
+        status = json.loads(path.read_text())
+        if status["asked"] != asked:
+            changed = [name for name in asked if status["asked"].get(name) != asked[name]]
+            raise HpmlError(f"run {run_id} was started with other settings ({', '.join(changed)}): resume it with the same ones")
+        return status
+    if (folder / "records.jsonl").exists() or path.exists():
+        raise HpmlError(f"run {run_id} is there already: go on with --resume, or choose another --run-id")
+    return {"run_id": run_id, "asked": asked, "notebooks": {}}
+
+
+def check_parameters(book: Notebook, parameters: dict) -> None:
+    """papermill only warns of a parameter that a notebook does not declare; here it stops the run. Raises HpmlError."""
+    undeclared = [name for name in parameters if name not in book.parameters]
+    if undeclared:
+        raise HpmlError(f"{book.path.name} does not declare the parameter{'s' * (len(undeclared) > 1)} {', '.join(undeclared)}: "
+                        f"it has {', '.join(book.parameters)}")
+
+
+def _announce(books: list[Notebook], tier: str, workloads: int, budget_s: float | None, folder: Path) -> None:
+    estimate = sum(_minutes(book, tier) * workloads for book in books)
+    budget = f"budget {budget_s / 60:.0f} minutes" if budget_s else "no budget"
+    print(f"run {folder.name}: {len(books)} notebooks, tier {tier}, about {estimate:.0f} minutes on two cores, {budget}")
+    for book in books:
+        print(f"  {book.name:<28} about {_minutes(book, tier) * workloads:4.1f} min  {book.question}")
+    for line in env.warnings():
+        print(f"warning: {line}")
+
+
+def _minutes(book: Notebook, tier: str) -> float:
+    return book.minutes.get(tier, 1.0)
+
+
+def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, deadline: float | None) -> None:
+    """Each notebook gets its share of what is left; a quick one leaves more to the others."""
+    shown: set[str] = set()
+    for position, book in enumerate(books):
+        before = status["notebooks"].get(book.name, {})
+        if before.get("status") == "ok":
+            print(f"{book.name}: ok already")
+            continue
+        share_s = None
+        if deadline:
+            weights = [_minutes(other, parameters["tier"]) for other in books[position:]]
+            share_s = (deadline - time.time() - GRACE_S) * weights[0] / max(sum(weights), 1e-9)
+        entry = {"name": book.name, "title": book.title, "question": book.question, "reason": None, "seconds": 0.0}
+        if share_s is not None and share_s < min(FLOOR_S, 60 * weights[0]):
+            status["notebooks"][book.name] = {**entry, "status": "skipped", "reason": "budget: no time was left"}
+        else:
+            print(f"{book.name} ...", flush=True)
+            status["notebooks"][book.name] = {**entry, "status": "running"}
+            _write(folder, status)
+            status["notebooks"][book.name] = {**entry, **execute(book, parameters, folder, share_s)}
+        done = status["notebooks"][book.name]
+        print(f"{book.name}: {done['status']} in {done['seconds']:.0f} s" + (f" ({done['reason']})" if done["reason"] else ""))
+        _say_verdicts(folder, book.name, shown)
+        _write(folder, status)
+        report.build(folder)
+
+
+def execute(book: Notebook, parameters: dict, folder: Path, share_s: float | None) -> dict:
+    """Run one notebook into <folder>/notebooks; returns its status (ok, failed, timeout), reason and seconds. A source is never written."""
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    target = folder / "notebooks" / book.path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    os.environ.pop("HPML_DEADLINE", None)
+    if share_s is not None:
+        os.environ["HPML_DEADLINE"] = str(started + share_s)
+    outcome = {"status": "ok", "reason": None}
+    try:
+        papermill.execute_notebook(str(book.path), str(target), parameters=parameters, kernel_name="python3", cwd=str(env.root()),
+                                   progress_bar=False, execution_timeout=None if share_s is None else int(share_s) + 60)
+    except PapermillExecutionError as error:
+        outcome = {"status": "failed", "reason": f"cell {error.exec_count}: {error.ename}: {error.evalue}"[:300]}
+    except (CellTimeoutError, TimeoutError):
+        outcome = {"status": "timeout", "reason": f"a cell took longer than the notebook's share of the budget ({share_s:.0f} s)"}
+    except DeadKernelError:
+        outcome = {"status": "failed", "reason": "the kernel died (most often: out of memory)"}
+    return {**outcome, "seconds": time.time() - started}
+
+
+def _say_verdicts(folder: Path, name: str, shown: set[str]) -> None:
+    """The new verdicts as sentences, so that somebody who waits has something to read."""
+    found = records.read(folder / "records.jsonl")
+    own = [r for r in found if r.notebook == name and not is_quality_run(r)]
+    for row in study.Results(own, found).rows():
+        if not row.is_baseline and row.rounds and (line := tables.sentence(row)) not in shown:
+            shown.add(line)
+            print(f"    {line}")
+
+
+def _write(folder: Path, status: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "status.json.part"
+    partial.write_text(json.dumps(status, indent=1))
+    partial.replace(folder / "status.json")
+
+
+def _count(status: dict) -> str:
+    states = [n["status"] for n in status["notebooks"].values()]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

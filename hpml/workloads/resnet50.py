@@ -1,0 +1,117 @@
+"""ResNet-50 (He et al., 2015, arXiv:1512.03385) as an image classifier: CIFAR-10 / CIFAR-100, handwritten digits, a stand-in."""
+
+NAME = "resnet50"
+TITLE = "ResNet-50"
+TASK = "image classification"
+METRIC = "top-1 accuracy"
+MARGIN = 0.01
+MARGIN_REASON = "one point: the MLPerf image classification target allows 1 % relative to FP32"
+PARAMETERS = 25_557_032  # with 1,000 classes (torchvision)
+LEARNING_RATE = {"sgd": 0.05, "adam": 0.001}
+INPUT_NAMES, OUTPUT_NAMES = ("images",), ("logits",)
+# Outputs of the same weights in another engine. FP32: only the order of additions differs, 50 layers deep; BF16 keeps 8 bits of
+# mantissa, so logits move in the second digit and only the answers are compared.
+PARITY = {
+    "fp32": {"atol": 2e-3, "rtol": 1e-2, "top1_agreement": 0.99},
+    "fp16": {"atol": 5e-2, "rtol": 5e-2, "top1_agreement": 0.98},
+    "bf16": {"atol": 5e-1, "rtol": 2e-1, "top1_agreement": 0.95},
+}
+# Sizes by tier and phase: only here. `protocol` is the warm-up, the minimum of iterations and the minimum of seconds of a round.
+SIZES = {
+    "smoke": {
+        "train": {"batch": 8, "image": 32, "train_samples": 64, "test_samples": 40},
+        "fit": {"batch": 32, "image": 32, "epochs": 1, "train_samples": 128, "test_samples": 80, "schedule": "onecycle"},
+        "infer": {"batch": 1, "image": 32, "train_samples": 64, "test_samples": 40},
+        "data": {"batch": 16, "image": 32, "train_samples": 256, "test_samples": 40},
+        "protocol": {"warmup": 1, "min_iters": 3, "min_seconds": 0.0, "rounds": 3},
+    },
+    "cpu": {
+        "train": {"batch": 32, "image": 32, "train_samples": 2_000, "test_samples": 360},
+        "fit": {"batch": 32, "image": 32, "epochs": 4, "train_samples": 2_000, "test_samples": 1_000, "schedule": "onecycle"},
+        "infer": {"batch": 1, "image": 224, "train_samples": 2_000, "test_samples": 1_000},
+        "data": {"batch": 32, "image": 32, "train_samples": 2_000, "test_samples": 360},
+        "protocol": {"warmup": 3, "min_iters": 8, "min_seconds": 1.5, "rounds": 3},
+    },
+    "gpu": {
+        "train": {"batch": 256, "image": 224, "train_samples": 20_000, "test_samples": 10_000},
+        "fit": {"batch": 256, "image": 32, "epochs": 10, "stem": "cifar", "schedule": "onecycle"},
+        "infer": {"batch": 1, "image": 224, "test_samples": 10_000},
+        "data": {"batch": 256, "image": 224, "train_samples": 20_000},
+        "protocol": {"warmup": 10, "min_iters": 20, "min_seconds": 2.0, "rounds": 3},
+    },
+    # The papers' recipe: CIFAR, 200 epochs (He et al., section 4.2, train 64k iterations of 128).
+    "full": {
+        "train": {"batch": 128, "image": 224},
+        "fit": {"batch": 128, "image": 32, "epochs": 200, "stem": "cifar", "schedule": "cosine"},
+        "infer": {"batch": 1, "image": 224},
+        "data": {"batch": 128, "image": 224},
+        "protocol": {"warmup": 10, "min_iters": 50, "min_seconds": 5.0, "rounds": 6},
+    },
+}
+
+
+def data(knobs: dict):
+    """The ImageSet that the knobs ask for, cut to train_samples and test_samples (class-balanced, seeded by 0: all cases share it)."""
+    from hpml import data as sources
+    from hpml.data.images import subset
+
+    return subset(sources.images(knobs["data"]), knobs["train_samples"], knobs["test_samples"], 0)
+
+
+def dataset(knobs: dict, image_set, *, train: bool):
+    """Map-style data set of (float32 [3, image, image], class index)."""
+    from hpml.data.images import ImageDataset
+
+    images, labels = (image_set.train_images, image_set.train_labels) if train else (image_set.test_images, image_set.test_labels)
+    return ImageDataset(images, labels, train=train, image=knobs["image"], storage=knobs.get("storage", "array"),
+                        flip=image_set.name != "digits")
+
+
+def model(knobs: dict, classes: int):
+    """torchvision's resnet50 with `classes` outputs, random weights. The zero-initialised last BatchNorm of each block (Goyal et al.,
+    2017, section 5.1) lets short trainings start. knobs["stem"] = "cifar": 3x3 stride 1 and no pooling, for 32x32 images."""
+    import torch
+    from torchvision.models import resnet50
+
+    net = resnet50(num_classes=classes, zero_init_residual=True)
+    if knobs.get("stem") == "cifar":
+        net.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        net.maxpool = torch.nn.Identity()
+    return net
+
+
+def loss(outputs, targets):
+    """Summed cross-entropy over the micro-batch: the caller divides by the true count. outputs [N, classes], targets [N]."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(outputs.float(), targets, reduction="sum")
+
+
+def split(batch) -> tuple[tuple, object]:
+    """A collated batch as (inputs of the model, targets)."""
+    return (batch[0],), batch[1]
+
+
+def example_inputs(knobs: dict, batch: int) -> tuple:
+    """Seeded inputs of the right shape and scale for export: ([batch, 3, image, image],)."""
+    import torch
+
+    return (torch.randn(batch, 3, knobs["image"], knobs["image"], generator=torch.Generator().manual_seed(0)),)
+
+
+def evaluate(predict, knobs: dict, image_set) -> dict:
+    """Top-1 accuracy of `predict` (tuple of arrays -> logits [N, classes]) over the test images, by one loader for all engines.
+
+    Returns metric, value, n, chance and the predictions with their probabilities.
+    """
+    import numpy as np
+
+    from hpml.data.loader import loader
+
+    batches = loader(dataset(knobs, image_set, train=False), {}, batch=max(knobs["batch"], 32), shuffle=False, seed=0)
+    logits = np.concatenate([np.asarray(predict((images.numpy(),)), dtype=np.float32) for images, _ in batches])
+    labels = np.asarray(image_set.test_labels)
+    exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
+    value = float((logits.argmax(axis=1) == labels).mean())
+    return {"metric": METRIC, "value": value, "n": len(labels), "chance": float(np.bincount(labels).max() / len(labels)),
+            "predictions": logits.argmax(axis=1), "labels": labels, "confidence": (exponent / exponent.sum(1, keepdims=True)).max(axis=1)}
