@@ -180,7 +180,7 @@ def data_list() -> None:
     from hpml.data import fetch
 
     for entry in fetch.status():
-        print(f"{entry['name']:<10} {entry['title']}: {entry['where']} ({entry['licence']})")
+        print(f"{entry['name']:<10} {entry['title']}: {entry['found'] or entry['how']} (licence: {entry['licence']})")
 
 
 @data_app.command("fetch")

@@ -1,7 +1,6 @@
 """Measured children: each case runs in a fresh process from a warm server; crash, kill, out of memory and time-out come back as facts."""
 
 import contextlib
-import ctypes
 import importlib
 import json
 import multiprocessing
@@ -9,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -19,7 +19,6 @@ from hpml.env import HpmlError, Unavailable
 MEASURERS = {"train": ("hpml.train", "measure"), "infer": ("hpml.infer", "measure"), "export": ("hpml.infer", "measure_export"),
              "data": ("hpml.loading", "measure")}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "defaultcpuallocator")
-_PR_SET_PDEATHSIG = 1
 
 
 @contextlib.contextmanager
@@ -106,8 +105,7 @@ def _child(job_text: str, answer: str, log: str) -> None:
     """What the fresh process does: a group of its own, dies with its parent, output to the log, one answer file."""
     began = time.perf_counter()  # one clock for all processes of a machine (CLOCK_MONOTONIC)
     os.setpgid(0, 0)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(sink, 1)
@@ -120,6 +118,14 @@ def _child(job_text: str, answer: str, log: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # no clean-up of runtimes that may crash on exit: the answer is whole
+
+
+def _end_with_parent() -> None:
+    """Sleep until the caller is gone (also by kill -9), then take the whole group along. Costs nothing while it waits."""
+    from multiprocessing.connection import wait
+
+    wait([multiprocessing.parent_process().sentinel])
+    os.killpg(0, signal.SIGKILL)
 
 
 def _measured(job: dict) -> dict:

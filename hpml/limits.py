@@ -298,9 +298,12 @@ def _copy(*, kind: str, device: str, threads: int, nbytes: int) -> tuple[Callabl
         torch.set_num_threads(threads)
     host = {"device": "cpu", "pin_memory": kind.endswith("_pinned")}
     ends = {"memory": (device, device), "h2d": ("cpu", device), "d2h": (device, "cpu")}[kind.split("_")[0]]
-    # ones(), so that every page exists: untouched pages of the system are one shared page of zeros
     places = [host if end == "cpu" else {"device": end} for end in ends]
-    source, target = (torch.ones(nbytes, dtype=torch.uint8, **place) for place in places)
+    source, target = (torch.empty(nbytes, dtype=torch.uint8, **place) for place in places)
+    block = torch.randint(256, (2**20,), dtype=torch.uint8)
+    for start in range(0, nbytes, len(block)):
+        source[start:start + len(block)] = block[:nbytes - start]
+    target.fill_(1)  # so that its pages exist
 
     def call() -> None:
         target.copy_(source, non_blocking=True)

@@ -3,6 +3,7 @@
 The charts of trainings are in plot_training, those of the machine in plot_machine; all of them are reached from here.
 """
 
+import textwrap
 from collections.abc import Sequence
 
 from hpml import tables
@@ -43,6 +44,7 @@ def comparison(rows: Sequence[Row], *, guess: float | None = None, title: str | 
     """
     rows = list(rows)
     lanes = _lanes(rows)
+    labels = {id(row): label for row, label in zip(rows, tables.names(rows), strict=True)}
     shown = [value for row in rows for value in (row.ratio, row.low, row.high) if value]
     low, high = min([1.0, *shown, *([guess] if guess else [])]), max([1.0, *shown, *([guess] if guess else [])])
     limits_at = {id(row): _at_limit(row) for row in rows}
@@ -55,11 +57,11 @@ def comparison(rows: Sequence[Row], *, guess: float | None = None, title: str | 
         if isinstance(lane, str):
             axes.text(0, y + 0.15, lane, transform=axes.get_yaxis_transform(), weight="bold", va="center")
         else:
-            _lane(axes, y, lane, limits_at[id(lane)], near)
-    axes.axvline(1, color=INK, linewidth=1)
+            _lane(axes, y, lane, labels[id(lane)], limits_at[id(lane)], near)
     bottom = len(lanes) - 0.45
     if guess:
-        axes.axvline(guess, color=SOFT, linewidth=1, linestyle=":")
+        bars = [y + 0.16 for y, lane in enumerate(lanes) if not isinstance(lane, str)]
+        axes.vlines([guess] * len(bars), [y - 0.22 for y in bars], [y + 0.22 for y in bars], color=SOFT, linewidth=1.2, linestyle=":", zorder=4)
         axes.plot([guess], [bottom + 0.1], marker="D", color="white", markeredgecolor=INK, markersize=8, clip_on=False, zorder=5, label="guess")
         right = (guess / axes.get_xlim()[0]) > (axes.get_xlim()[1] / axes.get_xlim()[0]) ** 0.6
         axes.annotate(f"your guess {tables.ratio(guess)}", (guess, bottom + 0.1), (-9 if right else 9, 0), textcoords="offset points",
@@ -83,10 +85,9 @@ def _at_limit(row: Row) -> float | None:
 def _lanes(rows: Sequence[Row]) -> list[Row | str]:
     """Rows from top to bottom, with a heading where workload, phase or machine change."""
     lanes: list[Row | str] = []
-    headings = {row: _heading(row, rows) for row in {(r.workload, r.phase, r.machine): r for r in rows}.values()} if False else None
     last = None
     for row in rows:
-        heading = headings[row] if headings else _heading(row, rows)
+        heading = _heading(row, rows)
         if heading and heading != last:
             lanes.append(clean(heading, 80))
         last = heading
@@ -99,7 +100,7 @@ def _heading(row: Row, rows: Sequence[Row]) -> str:
     return ", ".join(text for field, text in parts.items() if len({getattr(other, field) for other in rows}) > 1)
 
 
-def _lane(axes, y: float, row: Row, limit: float | None, near: Sequence[float]) -> None:
+def _lane(axes, y: float, row: Row, label: str, limit: float | None, near: Sequence[float]) -> None:
     """One case: its name and figures on a line of text, its bar below."""
     across = axes.get_yaxis_transform()
     bar, height = y + 0.16, 0.3
@@ -113,7 +114,8 @@ def _lane(axes, y: float, row: Row, limit: float | None, near: Sequence[float]) 
     else:
         if row.floor and not row.is_baseline:
             ends = 1 / (1 + row.floor), 1 + row.floor
-            axes.barh([y], [ends[1] - ends[0]], left=[ends[0]], height=1, color=BAND, zorder=0)
+            axes.barh([bar], [ends[1] - ends[0]], left=[ends[0]], height=0.44, color=BAND, zorder=0)
+        axes.vlines([1], [bar - 0.22], [bar + 0.22], color=INK, linewidth=1, zorder=2.5)
         ratio = row.ratio or 1.0
         if row.is_baseline:
             axes.plot([1], [bar], marker="o", color=colour(engine(row.knobs)), zorder=3)
@@ -128,14 +130,14 @@ def _lane(axes, y: float, row: Row, limit: float | None, near: Sequence[float]) 
                tables.figure(row.per_s, "samples/s"),
                f"{tables.figure(row.limit_percent)} % of {row.limit_bound} limit" if row.limit_percent else ""]
     text = "   ".join(filter(None, figures)) if row.per_s else ""
-    axes.text(0, y - 0.2, clean(row.label, max(24, 84 - len(text))), transform=across, va="center")
+    axes.text(0, y - 0.2, clean(label, max(24, 84 - len(text))), transform=across, va="center")
     axes.text(1, y - 0.2, text, transform=across, va="center", ha="right", fontsize=8.5)
 
 
 def name(row: Row, rows: Sequence[Row]) -> str:
     """A case's name with what tells it apart from the other rows."""
-    heading = _heading(row, rows)
-    return f"{heading}, {row.label}" if heading else row.label
+    heading, label = _heading(row, rows), tables.names(rows)[next(i for i, other in enumerate(rows) if other is row)]
+    return f"{heading}, {label}" if heading else label
 
 
 def clean_lines(claim: str) -> str:
@@ -162,7 +164,7 @@ def claim_of(rows: Sequence[Row]) -> str:
     count = {word: [row for row in measured if row.verdict == word] for word in ("faster", "slower", "no difference", "too few rounds")}
     if count["faster"]:
         best = max(count["faster"], key=lambda row: row.ratio)
-        return f"{subject}{len(count['faster'])} of {len(measured)} cases faster, most {name(best, rows)} ({tables.ratio(best.ratio)})"
+        return f"{subject}{len(count['faster'])} of {len(measured)} measured cases are faster, most {name(best, rows)} ({tables.ratio(best.ratio)})"
     if count["slower"]:
         worst = min(count["slower"], key=lambda row: row.ratio)
         return f"{subject}no case is faster; {len(count['slower'])} of {len(measured)} slower, most {name(worst, rows)} ({tables.ratio(worst.ratio)})"
@@ -188,7 +190,7 @@ def worth(rows: Sequence[Row]):
         axes.set_xlim(0, max(len(workloads), 1))
         axes.set_ylim(max(len(techniques), 1), 0)
         axes.set_xticks([i + 0.5 for i in range(len(workloads))], [clean(tables.title(w), 12) for w in workloads])
-        axes.set_yticks([i + 0.5 for i in range(len(techniques))], [clean(t, 40) for t in techniques])
+        axes.set_yticks([i + 0.5 for i in range(len(techniques))], [_two_lines(t) for t in techniques])
         axes.tick_params(length=0, labeltop=True, labelbottom=False)
         axes.spines[:].set_visible(False)
         if len(machines) > 1:
@@ -199,24 +201,31 @@ def worth(rows: Sequence[Row]):
     best = max(kept or good, key=lambda row: row.ratio, default=None)
     claim = f"Faster in {len(good)} of {len(measured)} measured cases, quality shown to be kept in {len(kept)} of them"
     if best:
-        claim += f"; most: {tables.title(best.workload)}, {tables.settings(best, best.differs_in) or best.label} ({tables.ratio(best.ratio)})"
+        claim += f"; {'best of these' if kept else 'most'}: {tables.title(best.workload)}, {tables.settings(best, best.differs_in) or best.label} ({tables.ratio(best.ratio)})"
     if any(row.tier == "smoke" for row in others):
         claim = f"{len(measured)} of {len(others)} cases ran"
-    caption = ("▲ faster  ▼ slower  = no difference  ? too few rounds for a verdict; second mark, quality: ✓ kept  ✗ lost  – not measured  "
-               f"? not informative; hatched: not measured here; blank: not asked.\n{provenance(others)}.")
+    caption = ("▲\u00a0faster  ▼\u00a0slower  =\u00a0no difference  ?\u00a0too few rounds for a verdict; second mark, quality: ✓\u00a0kept  "
+               "✗\u00a0lost  –\u00a0not measured  ?\u00a0not informative; bold: faster with quality kept; hatched: not measured here; blank: not asked.\n" f"{provenance(others)}.")
     alt = f"Grid of techniques and workloads. {claim}. " + "; ".join(
         f"{tables.title(w)}, {t}: {row.verdict_text}, quality {row.quality}" for _, _, cells in blocks for (t, w), row in cells.items()) + "."
     return finish(grid[0, 0], clean_lines(headed(claim, others)), caption, alt)
 
 
 def _worth_cells(rows: Sequence[Row]) -> tuple[list[str], list[str], dict]:
-    """(techniques, workloads, row by both). Of a case measured in several comparisons, the one with most rounds, then the last."""
+    """(techniques, workloads, row by both). A case measured again counts by its last comparison with most rounds; comparisons with
+    other settings of the remaining knobs are techniques of their own, named with what differs."""
     cells: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        key = (f"{tables.PHASES.get(row.phase, row.phase)}: {', '.join(tables.settings(row, row.differs_in).split(' and ')) or row.label}", row.workload)
+    for row, label in zip(rows, tables.names(rows), strict=True):
+        rest = label.removeprefix(row.label)  # what tells twins apart
+        key = (f"{tables.PHASES.get(row.phase, row.phase)}: {tables.settings(row, row.differs_in, ', ') or row.label}{rest}", row.workload)
         if key not in cells or row.rounds >= cells[key].rounds:
             cells[key] = row
     return sorted({t for t, _ in cells}, key=_order(cells)), list(dict.fromkeys(w for _, w in cells)), cells
+
+
+def _two_lines(technique: str) -> str:
+    lines = textwrap.wrap(clean(technique), 36)
+    return "\n".join([*lines[:1], clean(" ".join(lines[1:]), 36)] if len(lines) > 1 else lines)
 
 
 def _order(cells: dict) -> object:

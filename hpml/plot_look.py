@@ -26,8 +26,9 @@ STYLE = {
     "axes.spines.right": False, "axes.edgecolor": SOFT, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
     "ytick.color": INK, "hatch.color": "#BBBBBB", "hatch.linewidth": 0.8, "lines.linewidth": 1.5, "axes.axisbelow": True,
 }
-RATIO_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 7, 10, 15, 20, 30, 50,
-               100, 200, 500, 1000)
+RATIO_TICKS = ([1 + i / 50 for i in range(-5, 6)], [1 + i / 20 for i in range(-6, 11)], [1 + i / 10 for i in range(-5, 16)],
+               (0.25, 0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4), (0.1, 0.2, 0.5, 1, 2, 3, 5, 10),
+               (0.001, 0.01, 0.1, 1, 10, 100, 1000))
 
 
 def styled(function):
@@ -81,7 +82,7 @@ def finish(axes, claim: str, caption: str, alt: str):
 
 
 def _wrapped(value: str, width: int) -> str:
-    return "\n".join(line for part in value.split("\n") for line in textwrap.wrap(part, width, break_long_words=True))
+    return "\n".join(line for part in value.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False))
 
 
 def ratio_axis(axes, low: float, high: float) -> None:
@@ -91,13 +92,21 @@ def ratio_axis(axes, low: float, high: float) -> None:
     low, high = min(low, 0.95), max(high, 1.05)
     axes.set_xscale("log")
     axes.set_xlim(low / (high / low) ** 0.04, high * (high / low) ** 0.04)
-    ticks = [tick for tick in RATIO_TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
-    while len(ticks) > 8:
-        at = ticks.index(1)
-        ticks = [tick for i, tick in enumerate(ticks) if (i - at) % 2 == 0]
+    inside = [[tick for tick in ticks if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]] for ticks in RATIO_TICKS]
+    ticks = next((ticks for fit, ticks in zip(RATIO_TICKS, inside, strict=True)
+                  if len(ticks) <= 8 and fit[0] <= low * 1.2 and fit[-1] >= high / 1.2), inside[-1])
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}x" for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def legend_below(axes, handles: Sequence, *, columns: int, offset: float = 36) -> None:
+    """A legend `offset` points under the axes, between its label and the caption."""
+    from matplotlib.transforms import ScaledTranslation
+
+    below = axes.transAxes + ScaledTranslation(0, -offset / 72, axes.figure.dpi_scale_trans)
+    axes.legend(handles=handles, ncols=min(columns, len(handles)), loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below,
+                columnspacing=1.2, handletextpad=0.4, handlelength=1.2, borderaxespad=0)
 
 
 def provenance(rows: Sequence[Row]) -> str:

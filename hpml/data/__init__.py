@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-# Imported first, because the function `images` below takes the name that this import gives to the module.
 from hpml.data.images import ImageDataset, ImageSet, mean_std, subset
 from hpml.env import HpmlError, Unavailable
 
-__all__ = ["SOURCES", "ImageDataset", "ImageSet", "describe", "images", "mean_std", "subset"]
+__all__ = ["SOURCES", "ImageDataset", "ImageSet", "describe", "identity", "mean_std", "open_images", "subset", "summary"]
 
 SOURCES = ("auto", "real", "standin", "cifar10", "cifar100", "digits")
 
 
-def images(source: str = "auto") -> ImageSet:
+def open_images(source: str = "auto") -> ImageSet:
     """The image set that `source` means on this machine.
 
     auto: CIFAR-10 or CIFAR-100 on disk, else the embedded digits, else the stand-in; real: the same without the

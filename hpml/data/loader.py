@@ -6,7 +6,8 @@ from hpml.env import HpmlError
 def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_last: bool = False):
     """torch DataLoader over `dataset` with the knobs workers, pin_memory, prefetch, persistent_workers and start_method.
 
-    Order and augmentation depend on `seed` alone. Raises HpmlError where shared memory cannot hold the batches in flight.
+    The order depends on `seed` alone; the augmentation on it and the number of workers (without workers it draws from torch's global
+    generator, which the caller seeds). Raises HpmlError where shared memory cannot hold the batches in flight.
     """
     import torch
     from torch.utils.data import DataLoader

@@ -55,7 +55,7 @@ def data(knobs: dict):
     from hpml import data as sources
     from hpml.data.images import subset
 
-    return subset(sources.images(knobs["data"]), knobs["train_samples"], knobs["test_samples"], 0)
+    return subset(sources.open_images(knobs["data"]), knobs["train_samples"], knobs["test_samples"], 0)
 
 
 def dataset(knobs: dict, image_set, *, train: bool):
@@ -64,7 +64,7 @@ def dataset(knobs: dict, image_set, *, train: bool):
 
     images, labels = (image_set.train_images, image_set.train_labels) if train else (image_set.test_images, image_set.test_labels)
     return ImageDataset(images, labels, train=train, image=knobs["image"], storage=knobs.get("storage", "array"),
-                        flip=image_set.name != "digits")
+                        flip=image_set.mirror_ok)
 
 
 def model(knobs: dict, classes: int):

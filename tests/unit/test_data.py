@@ -303,35 +303,34 @@ def test_wrong_counts_are_said(batch_folder):
 def test_sources_without_files(folders):
     for name in ("cifar10", "cifar100"):
         with pytest.raises(Unavailable, match=f"hpml data fetch {name}") as error:
-            data.images(name)
+            data.open_images(name)
         assert "\n" not in str(error.value)
-    assert data.images().name == data.images("real").name == data.images("digits").name == "digits"
+    assert data.open_images().name == data.open_images("real").name == data.open_images("digits").name == "digits"
     with pytest.raises(HpmlError, match="'cifar' is unknown; choose one of: auto, real"):
-        data.images("cifar")
+        data.open_images("cifar")
 
 
 def test_sources_without_scikit_learn(monkeypatch):
     monkeypatch.setattr(digits, "find", lambda name="digits": None)
-    assert data.images("auto").name == "standin"
+    assert data.open_images("auto").name == "standin"
     for source in ("real", "digits"):
         with pytest.raises(Unavailable, match="scikit-learn"):
-            data.images(source)
+            data.open_images(source)
 
 
 def test_cifar_on_disk_comes_first_and_damage_is_never_passed_over(jpeg_tar, monkeypatch):
     monkeypatch.setitem(cifar.SETS, "cifar10", jpeg_files(jpeg_tar))
-    assert data.images("auto").name == data.images("real").name == data.images("cifar10").name == "cifar10"
-    assert data.describe(data.images()) == "CIFAR-10 (real, JPEG re-encoding), 12 + 6 images"
+    assert data.open_images("auto").name == data.open_images("real").name == data.open_images("cifar10").name == "cifar10"
+    assert data.describe(data.open_images()) == "CIFAR-10 (real, JPEG re-encoding), 12 + 6 images"
     jpeg_tar.write_bytes(b"something else")
     for source in ("auto", "real", "cifar10"):
         with pytest.raises(HpmlError, match="damaged"):
-            data.images(source)
+            data.open_images(source)
 
 
-def test_the_package_is_light_and_its_function_survives_its_module():
+def test_the_package_is_light():
     code = ("import sys, hpml.data\nassert not {'torch', 'numpy', 'PIL', 'sklearn'} & set(sys.modules)\n"
-            "from hpml.data.images import ImageSet\nimport hpml.data.images\nassert callable(hpml.data.images)\n"
-            "assert hpml.data.images('digits').name == 'digits'\nassert 'torch' not in sys.modules\n")
+            "assert hpml.data.open_images('digits').name == 'digits'\nassert 'torch' not in sys.modules\n")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -1,0 +1,173 @@
+"""Charts of what is traded: speed against quality, latency against batch size."""
+
+from collections.abc import Sequence
+
+from hpml import tables
+from hpml.compare import Row
+from hpml.plot_look import BAND, INK, SOFT, clean, colour, engine, figure_of, finish, headed, legend_below, provenance, styled
+
+MARKERS = {"fp32": "o", "bf16": "s", "fp16": "^", "int8": "D"}
+LINES = {"fp32": "-", "bf16": "--", "fp16": "-.", "int8": ":"}
+
+
+def _precision(row: Row) -> str:
+    return str(row.knobs.get("precision", "fp32"))
+
+
+@styled
+def speed_quality(rows: Sequence[Row], *, margin: float | None = None):
+    """Speed against quality by engine (colour) and precision (marker), the tolerance below the baseline's quality, the Pareto line.
+
+    `margin` is the workload's, as a share (0.01 is one point). Several workloads are drawn one below the other. Cases whose quality
+    was not measured stand at the lower edge, hollow. Returns the first Axes.
+    """
+    rows = [row for row in rows if row.per_s]
+    workloads = list(dict.fromkeys(row.workload for row in rows)) or ["nothing"]
+    figure, grid = figure_of(0.9 + 2.6 * len(workloads), rows=len(workloads))
+    claims = []
+    for axes, workload in zip(grid[:, 0], workloads, strict=True):
+        claims.append(_tradeoff(axes, [row for row in rows if row.workload == workload], margin))
+        if len(workloads) > 1:
+            axes.set_ylabel(f"{tables.title(workload)}, {axes.get_ylabel()}")
+    _keys(grid[-1, 0], rows)
+    unknown = [row for row in rows if row.quality_value is None]
+    hollow = f"Hollow at the lower edge: quality not measured ({len(unknown)} of {len(rows)} cases). " if unknown else ""
+    band = "Grey: the workload's tolerance below the baseline; dashed: Pareto line. " if margin else "Dashed: Pareto line. "
+    claim = "; ".join(claims)
+    alt = f"Scatter of samples/s and quality. {claim}. " + "; ".join(
+        f"{engine(r.knobs)} {_precision(r)}: {tables.figure(r.per_s, 'samples/s')}, quality {_points(r)}" for r in rows) + "."
+    return finish(grid[0, 0], headed(clean(claim), rows), band + hollow + provenance(rows) + ".", alt)
+
+
+def _points(row: Row) -> str:
+    return "not measured" if row.quality_value is None else f"{100 * row.quality_value:.1f} %"
+
+
+def _tradeoff(axes, rows: Sequence[Row], margin: float | None) -> str:
+    """One workload's points; returns the claim."""
+    known = [row for row in rows if row.quality_value is not None]
+    base = next((row for row in known if row.is_baseline), None)
+    rates = [row.per_s for row in rows] or [1.0]
+    low, high = min(rates), max(rates)
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.25, high * 1.25)
+    values = [100 * row.quality_value for row in known]
+    floor = 100 * (base.quality_value - margin) if base and margin else None
+    ends = [*values, *([floor] if floor is not None else [])] or [0.0, 100.0]
+    room = max(max(ends) - min(ends), 1.0) * 0.25
+    axes.set_ylim(min(ends) - 1.6 * room, max(ends) + room)
+    if floor is not None:
+        axes.axhspan(floor, floor + 100 * margin, color=BAND, zorder=0, linewidth=0)
+    best: list[Row] = []
+    for row in sorted(known, key=lambda r: -r.per_s):
+        if not best or row.quality_value > best[-1].quality_value:
+            best.append(row)
+    if len(best) > 1:
+        axes.plot([r.per_s for r in best], [100 * r.quality_value for r in best], color=SOFT, linestyle="--", linewidth=1, zorder=1)
+    for row in rows:
+        y = 100 * row.quality_value if row.quality_value is not None else axes.get_ylim()[0] + 0.35 * room
+        shade = colour(engine(row.knobs))
+        axes.plot([row.per_s], [y], linestyle="none", marker=MARKERS.get(_precision(row), "X"), markersize=8, markeredgecolor=shade,
+                  markerfacecolor=shade if row.quality_value is not None else "white", zorder=3, clip_on=False)
+    _plain_log_x(axes)
+    axes.set_xlabel("samples/s")
+    axes.set_ylabel(f"{(known and known[0].quality_metric or 'quality')}, %")
+    if not known:
+        axes.set_yticks([])
+        return "Speed is measured, quality is not"
+    kept = [row for row in known if row.quality == "kept" or row.is_baseline]
+    if not base or not kept:
+        return f"Quality of {len(known)} of {len(rows)} cases is known, that of no baseline"
+    top = max(kept, key=lambda r: r.per_s)
+    if top.is_baseline:
+        return f"No faster case has been shown to keep the baseline's quality ({_points(base)})"
+    return f"Fastest with quality kept: {engine(top.knobs)} {_precision(top)}, {tables.figure(top.per_s, 'samples/s')} at {_points(top)}"
+
+
+def _plain_log_x(axes) -> None:
+    """Few ticks with plain numbers on a logarithmic axis."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    low, high = axes.get_xlim()
+    steps = (1, 2, 5) if high / low > 12 else (1, 1.5, 2, 3, 5, 7) if high / low > 3 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    ticks = [m * 10.0**e for e in range(-3, 8) for m in steps if low <= m * 10.0**e <= high]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FixedFormatter([tables.figure(t).removesuffix(".00").removesuffix(".0") for t in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _keys(axes, rows: Sequence[Row]) -> None:
+    """Legend under the axes: engines by colour, precisions by marker."""
+    from matplotlib.lines import Line2D
+
+    engines = list(dict.fromkeys(engine(row.knobs) for row in rows))
+    kinds = list(dict.fromkeys(_precision(row) for row in rows))
+    handles = [Line2D([], [], linestyle="none", marker="o", color=colour(name), label=clean(name)) for name in engines]
+    handles += [Line2D([], [], linestyle="none", marker=MARKERS.get(kind, "X"), color=INK, markerfacecolor="white", label=clean(kind)) for kind in kinds]
+    if handles:
+        legend_below(axes, handles, columns=6)
+
+
+@styled
+def latency(rows: Sequence[Row]):
+    """Milliseconds of a call by batch size, a line for each engine and precision; bars are the interval of the ratio to the baseline.
+
+    Several workloads are drawn one below the other. Returns the first Axes.
+    """
+    everything = list(rows)
+    rows = [row for row in everything if row.latency_ms and row.knobs.get("batch")]
+    workloads = list(dict.fromkeys(row.workload for row in rows)) or ["nothing"]
+    figure, grid = figure_of(1.0 + 2.6 * len(workloads), rows=len(workloads))
+    for axes, workload in zip(grid[:, 0], workloads, strict=True):
+        _latency_lines(axes, [row for row in rows if row.workload == workload])
+        if len(workloads) > 1:
+            axes.set_title(tables.title(workload), loc="left", weight="normal")
+    claim = _latency_claim(rows)
+    absent = [row for row in everything if row.verdict == "not measured here"]
+    gone = f"Not measured: {'; '.join(dict.fromkeys(row.label for row in absent))}. " if absent else ""
+    alt = f"Lines of latency by batch size. {claim}. " + "; ".join(
+        f"{engine(r.knobs)} {_precision(r)}, batch {r.knobs['batch']}: {tables.figure(r.latency_ms, 'ms')}" for r in rows) + f". {gone}"
+    caption = f"Median of a call, inputs and outputs resident; bars: 95 % interval of the ratio to the baseline. {clean(gone)} {provenance(rows)}."
+    return finish(grid[0, 0], headed(clean(claim), rows), caption, alt)
+
+
+def _latency_lines(axes, rows: Sequence[Row]) -> None:
+    from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    series: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda r: r.knobs["batch"]):
+        series.setdefault((engine(row.knobs), _precision(row)), []).append(row)
+    for (name, kind), found in series.items():
+        x, y = [r.knobs["batch"] for r in found], [r.latency_ms for r in found]
+        error = [[r.latency_ms * (1 - r.ratio / r.high) if r.high else 0 for r in found],
+                 [r.latency_ms * (r.ratio / r.low - 1) if r.low else 0 for r in found]]
+        axes.errorbar(x, y, yerr=error, color=colour(name), linestyle=LINES.get(kind, "-"), marker=MARKERS.get(kind, "X"), markersize=5, capsize=3,
+                      label=clean(f"{name} {kind}"))
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    batches = sorted({row.knobs["batch"] for row in rows})
+    axes.xaxis.set_major_locator(FixedLocator(batches))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{b:,}" for b in batches]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if batches:
+        axes.set_xlim(batches[0] / 1.3, batches[-1] * 1.3)
+        axes.legend(loc="upper left", ncols=1 if len(series) < 5 else 2)
+    axes.grid(axis="y", color=BAND, linewidth=0.6)
+    axes.set_xlabel("batch size")
+    axes.set_ylabel("latency, ms")
+
+
+def _latency_claim(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "No latency measured yet"
+    parts = []
+    smallest = min(row.knobs["batch"] for row in rows)
+    for workload in dict.fromkeys(row.workload for row in rows):
+        here = [row for row in rows if row.workload == workload and row.knobs["batch"] == smallest]
+        if here:
+            best = min(here, key=lambda r: r.latency_ms)
+            parts.append(f"{tables.title(workload)}: {engine(best.knobs)} {_precision(best)} {tables.figure(best.latency_ms, 'ms')}")
+    return f"Lowest latency at batch {smallest}: " + "; ".join(part.split(": ", 1)[1] if len(parts) == 1 else part for part in parts)

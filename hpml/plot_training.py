@@ -1,0 +1,176 @@
+"""Charts of trainings: where a step goes, curves, confusion, pictures."""
+
+import statistics
+import textwrap
+from collections.abc import Sequence
+
+from hpml import tables
+from hpml.plot_look import INK, PHASES, SERIES, SOFT, clean, figure_of, finish, legend_below, styled
+from hpml.records import Record
+
+
+def _titled(claim: str, records: Sequence[Record]) -> str:
+    return f"{tables.SMOKE}\n{claim}" if any(r.case.get("tier") == "smoke" for r in records) else claim
+
+
+def _origin(records: Sequence[Record]) -> str:
+    """Rounds, machine, tier and data of the records that a chart shows."""
+    rounds = {r.protocol.get("round") for r in records}
+    data = dict.fromkeys(f"{d['title']} ({d['origin']})" for r in records if (d := r.actual.get("data")))
+    parts = [f"n = {len(rounds)} round{'s' * (len(rounds) != 1)}" if records else "nothing measured",
+             ", ".join(dict.fromkeys(r.machine.get("id", "unknown machine") for r in records)),
+             ", ".join(dict.fromkeys(f"tier {r.case.get('tier', '?')}" for r in records)), ", ".join(data)]
+    return clean("; ".join(filter(None, parts)))
+
+
+def _names(records: Sequence[Record]) -> dict[str, str]:
+    """Case key -> what the case is called beside the others."""
+    several = len({r.case["workload"] for r in records}) > 1
+    return {r.case["key"]: clean((f"{tables.title(r.case['workload'])}, " if several else "") + r.case.get("label", ""), 60) for r in records}
+
+
+@styled
+def phases(records: Sequence[Record]):
+    """Where a step goes: milliseconds of wait, copy, forward, backward, optimizer per step and case (mean over all rounds). Returns the Axes."""
+    timed = [r for r in records if r.status == "ok" and r.samples and r.samples.get("phases")]
+    names = _names(timed)
+    means = {key: {phase: 1e3 * statistics.fmean(v for r in timed if r.case["key"] == key for v in r.samples["phases"].get(phase) or [0.0])
+                   for phase in PHASES} for key in names}
+    figure, grid = figure_of(1.6 + 0.5 * max(len(means), 1))
+    axes = grid[0, 0]
+    for y, (key, parts) in enumerate(means.items()):
+        left, total = 0.0, sum(parts.values())
+        for phase, ms in parts.items():
+            axes.barh([y + 0.16], [ms], left=[left], height=0.34, color=PHASES[phase], edgecolor="white", linewidth=0.6,
+                      label=phase if y == 0 else "_nolegend_")
+            left += ms
+        largest = max(parts, key=parts.get)
+        axes.text(0, y - 0.2, names[key], transform=axes.get_yaxis_transform(), va="center")
+        axes.text(1, y - 0.2, f"{tables.figure(total, 'ms')}, {largest} {100 * parts[largest] / total:.0f} %", transform=axes.get_yaxis_transform(),
+                  va="center", ha="right", fontsize=8.5)
+    axes.set_ylim(max(len(means), 1) - 0.5, -0.6)
+    axes.set_xlim(0, None)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("ms per step")
+    if means:
+        legend_below(axes, axes.get_legend_handles_labels()[0], columns=5)
+        parts = next(iter(means.values()))
+        total = sum(parts.values())
+        first, second = sorted(parts, key=parts.get, reverse=True)[:2]
+        claim = (f"{first.capitalize()} takes {100 * parts[first] / total:.0f} % of a step, {second} {100 * parts[second] / total:.0f} %, "
+                 f"waiting for data {100 * parts['wait'] / total:.0f} %" + (f" ({next(iter(names.values()))})" if len(means) > 1 else ""))
+    else:
+        claim = "No phase times measured yet"
+    alt = f"Stacked bars. {claim}. " + "; ".join(
+        f"{names[key]}: " + ", ".join(f"{phase} {tables.figure(ms, 'ms')}" for phase, ms in parts.items()) for key, parts in means.items())
+    return finish(axes, _titled(claim, timed), f"Mean of all steps after the warm-up. {_origin(timed)}.", alt)
+
+
+@styled
+def curves(records: Sequence[Record]):
+    """Loss and quality over the epochs of each fit: thin lines are seeds, the thick one is their mean. Returns the quality's Axes."""
+    fits = [r for r in records if r.status == "ok" and r.quality and r.quality.get("curve")]
+    names = _names(fits)
+    figure, grid = figure_of(3.6, columns=2)
+    quality, loss = grid[0]
+    finals: dict[str, list[float]] = {}
+    for i, (key, name) in enumerate(names.items()):
+        shade, own = SERIES[i % len(SERIES)], [r for r in fits if r.case["key"] == key]
+        finals[name] = [r.quality["curve"][-1][2] for r in own]
+        for r in own:
+            epochs = [point[0] for point in r.quality["curve"]]
+            steps = r.quality.get("losses") or []
+            if steps:
+                axis = [(j + 0.5) * epochs[-1] / len(steps) for j in range(len(steps))]
+                loss.plot(axis, steps, color=shade, alpha=0.25, linewidth=0.7)
+            if len(own) > 1:
+                quality.plot(epochs, [100 * point[2] for point in r.quality["curve"]], color=shade, alpha=0.4, linewidth=0.8)
+        for axes, column, factor in ((loss, 1, 1), (quality, 2, 100)):
+            found: dict[float, list[float]] = {}
+            for point in (p for r in own for p in r.quality["curve"]):
+                found.setdefault(point[0], []).append(factor * point[column])
+            axes.plot(list(found), [statistics.fmean(v) for v in found.values()], color=shade, linewidth=2, marker="o", markersize=3.5,
+                      label="\n".join(textwrap.wrap(name, 28)))
+    metric = fits[0].quality["metric"] if fits else "quality"
+    if fits:
+        quality.axhline(100 * fits[0].quality["chance"], color=SOFT, linewidth=1, linestyle=":")
+        quality.text(1, 100 * fits[0].quality["chance"], "chance ", transform=quality.get_yaxis_transform(), ha="right", va="bottom", fontsize=8,
+                     color=SOFT)
+        loss.legend(loc="upper right")  # where a falling loss leaves room
+    for axes, label in ((quality, f"{metric}, %"), (loss, "training loss")):
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(clean(label))
+        axes.set_xlim(0, None)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    loss.set_ylim(0, None)
+    reached = [f"{name} {100 * statistics.fmean(values):.1f} %" for name, values in finals.items()]
+    seeds = max(map(len, finals.values()), default=0)
+    last = max((r.quality["curve"][-1][0] for r in fits), default=0)
+    claim = (f"{metric} after {last} epoch{'s' * (last != 1)}: {', '.join(reached)}" if fits else "No training has finished an epoch yet")
+    tests = f", {fits[0].quality['n']:,} test samples" if fits else ""
+    caption = f"Left: after each epoch, {seeds} seed{'s' * (seeds != 1)}{tests}; right: steps (thin), epoch means (thick). {_origin(fits)}."
+    alt = f"Curves of {metric} and loss. {claim}. Loss at the end: " + ", ".join(
+        f"{names[r.case['key']]} {tables.figure(r.quality['curve'][-1][1])}" for r in fits) + "."
+    return finish(quality, _titled(claim[0].upper() + claim[1:], fits), caption, alt)
+
+
+@styled
+def confusion(labels: Sequence[int], predictions: Sequence[int], classes: Sequence[str]):
+    """Which class is taken for which: rows are the true classes, shares of each row. Numbers up to 12 classes. Returns the Axes."""
+    import numpy as np
+
+    labels, predictions, size = np.asarray(labels), np.asarray(predictions), len(classes)
+    counts = np.zeros((size, size), dtype=int)
+    np.add.at(counts, (labels, predictions), 1)
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, grid = figure_of(5.4)
+    axes = grid[0, 0]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    names = [clean(name, 14) for name in classes]
+    if size <= 12:
+        for y, x in np.ndindex(size, size):
+            if counts[y, x]:
+                axes.text(x, y, f"{shares[y, x]:.0f}", ha="center", va="center", fontsize=8, color="white" if shares[y, x] > 55 else INK)
+        axes.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(size), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    wrong = counts - np.diag(np.diag(counts))
+    claim = f"{100 * np.trace(counts) / max(counts.sum(), 1):.1f} % of {counts.sum():,} right"
+    if wrong.any():
+        true, taken = np.unravel_index(wrong.argmax(), wrong.shape)
+        claim += f"; most frequent mistake: {classes[true]} taken for {classes[taken]} ({wrong[true, taken]} of {counts[true].sum()})"
+    weakest = sorted(range(size), key=lambda i: shares[i, i])[:3]
+    alt = f"Confusion matrix of {size} classes. {claim}. Weakest: " + ", ".join(f"{classes[i]} {shares[i, i]:.0f} %" for i in weakest) + "."
+    return finish(axes, clean(claim), "Numbers: % of the true class (row).", alt)
+
+
+@styled
+def pictures(images, titles: Sequence[str], columns: int = 8):
+    """A grid of pictures with a title over each. images: N arrays [H, W], [H, W, 3], uint8 or floats in 0..1. Returns the one Axes."""
+    import numpy as np
+
+    images = [np.asarray(image) for image in images]
+    rows = max(1, -(-len(images) // columns))
+    room = 0.12 if columns > 5 else 0.08  # a line of text, as a share of a picture
+    lines = [_two_lines(title, max(6, 98 // columns)) for title in titles]
+    top = room * max((line.count("\n") + 1 for line in lines), default=1) * max(1, columns / 5) + 0.06
+    figure, grid = figure_of(0.5 + rows * (1 + top) * 5.8 / columns)
+    axes = grid[0, 0]
+    for i, (image, title) in enumerate(zip(images, lines, strict=True)):
+        x, y = i % columns, (i // columns) * (1 + top) + top
+        axes.imshow(image, extent=(x + 0.02, x + 0.98, y + 0.96, y), cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1, aspect="auto")
+        axes.text(x + 0.5, y - 0.03, title, ha="center", va="bottom", fontsize=7.5, linespacing=1.05)
+    axes.set_xlim(0, columns)
+    axes.set_ylim(rows * (1 + top), 0)
+    axes.set_axis_off()
+    alt = f"{len(images)} pictures: " + "; ".join(" ".join(str(title).split()) for title in titles) + "."
+    return finish(axes, "", "", alt)
+
+
+def _two_lines(title: str, width: int) -> str:
+    lines = textwrap.wrap(clean(title), width, break_long_words=True)
+    return "\n".join([*lines[:1], clean(" ".join(lines[1:]), width)] if len(lines) > 1 else lines)

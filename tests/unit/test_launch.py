@@ -1,0 +1,95 @@
+"""Measured children: every way to end becomes a fact, and nothing is left running."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hpml import launch
+
+TINY = Path(__file__).parent.parent / "tiny.py"
+KNOBS = {"workers": 0, "batch": 8, "data": "auto", "threads": 0}
+FAULTS = {
+    "raises": "raise ValueError('the loss is a banana')",
+    "killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "crashes": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+    "leaves": "import os; print('leaving in anger', flush=True); os._exit(7)",
+    "memory": "import torch; torch.empty(2**60)",
+    "absent": "from hpml.env import Unavailable; raise Unavailable('no such card here')",
+    "sleeps": "import subprocess, time; subprocess.Popen(['sleep', '300']); time.sleep(300)",
+}
+
+
+def job(tmp_path, fault: str, phase: str = "data") -> dict:
+    """A job on a workload file whose data set misbehaves."""
+    path = tmp_path / f"{fault}.py"
+    path.write_text(f"from runpy import run_path\nglobals().update(run_path({str(TINY)!r}))\n"
+                    f"def data(knobs):\n    {FAULTS[fault]}\n")
+    return {"case": {"workload": str(path), "phase": phase, "key": "k"}, "knobs": KNOBS,
+            "protocol": {"seed": 0, "round": 0, "warmup": 1, "min_iters": 2, "min_seconds": 0}, "run_dir": str(tmp_path), "weights": None}
+
+
+@pytest.mark.parametrize(("fault", "status", "said"), [
+    ("raises", "failed", "ValueError: the loss is a banana"), ("killed", "failed", "signal 9"), ("crashes", "failed", "SIGSEGV"),
+    ("leaves", "failed", "exit code 7: leaving in anger"), ("memory", "oom", "out of memory at batch 8"),
+    ("absent", "unsupported", "no such card here")])
+def test_every_end_is_a_status(tmp_path, fault, status, said):
+    fields = launch.run(job(tmp_path, fault), log=tmp_path / "log", timeout_s=60)
+    assert fields["status"] == status and said in fields["reason"]
+    assert "\n" not in fields["reason"]
+    if fault == "raises":
+        assert "Traceback" in (tmp_path / "log").read_text(), "the log has what the reason leaves out"
+
+
+def sleepers() -> list[int]:
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "300"]]
+
+
+def gone(timeout_s: float = 10) -> bool:
+    end = time.monotonic() + timeout_s
+    while sleepers() and time.monotonic() < end:
+        time.sleep(0.1)
+    return not sleepers()
+
+
+def test_a_time_out_ends_the_child_and_its_children(tmp_path):
+    fields = launch.run(job(tmp_path, "sleeps"), log=tmp_path / "log", timeout_s=3)
+    assert fields == {"status": "timeout", "reason": "stopped after 3 s"}
+    assert gone()
+
+
+def test_a_kill_from_outside_is_recorded(tmp_path):
+    def kill() -> None:
+        while not (found := [p for pid in sleepers() for p in [psutil.Process(pid).parent()]]):
+            time.sleep(0.05)
+        found[0].kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    fields = launch.run(job(tmp_path, "sleeps"), log=tmp_path / "log", timeout_s=60)
+    assert fields["status"] == "failed" and "signal 9" in fields["reason"]
+    assert gone()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_outlives_its_caller(tmp_path, end):
+    """Ctrl-C and kill -9 of the measuring process: the child and what it started are gone."""
+    script = tmp_path / "caller.py"  # no `if __name__ == "__main__"`: a script's top level is not run again in the child
+    script.write_text(f"print('top level', flush=True)\nfrom pathlib import Path\nfrom hpml import launch\n"
+                      f"launch.run({job(tmp_path, 'sleeps')!r}, log=Path({str(tmp_path / 'log')!r}), timeout_s=60)\n")
+    caller = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+                              start_new_session=True)
+    end_at = time.monotonic() + 60
+    while not sleepers() and time.monotonic() < end_at:
+        time.sleep(0.1)
+    assert sleepers(), "the child never started"
+    caller.send_signal(end)
+    out, _ = caller.communicate(timeout=30)
+    assert caller.returncode != 0
+    assert out.count("top level") == 1
+    assert gone()
