@@ -66,7 +66,7 @@ def run(
 def _train(workload: str, tier: str, run_id: str | None, dry_run: bool, **flags) -> None:
     """Train a workload for real: quality after each epoch, weights, TensorBoard logs. Every knob is a flag; what is not given is
     the tier's."""
-    from hpml import study
+    from hpml import cases, study
 
     chosen = {}
     for name, value in flags.items():
@@ -76,7 +76,7 @@ def _train(workload: str, tier: str, run_id: str | None, dry_run: bool, **flags)
         if chosen.get(knob, setting) != setting:
             raise HpmlError(f"{knob}: {chosen[knob]!r} and {setting!r} exclude each other")
         chosen[knob] = str(setting) if isinstance(setting, enum.Enum) else setting
-    case = study.case(workload, phase="train", tier=tier, fit=True, **chosen)
+    case = cases.case(workload, phase="train", tier=tier, fit=True, **chosen)
     if case.knobs["epochs"] == 0:
         raise HpmlError("epochs=0: give at least one epoch")
     if case.knobs["device"] == "cuda" and env.no_gpu():
@@ -97,9 +97,9 @@ def _train(workload: str, tier: str, run_id: str | None, dry_run: bool, **flags)
 
 def _describe(case) -> None:
     """What a training would do, without doing it."""
-    from hpml import study
+    from hpml import workloads
 
-    workload = study.get_workload(case.workload)
+    workload = workloads.get(case.workload)
     image_set = workload.data(case.knobs)
     count = len(image_set.train_labels)
     steps = max(1, count // case.knobs["batch"])

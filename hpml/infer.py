@@ -8,7 +8,8 @@ from types import ModuleType
 from hpml import engines, export
 from hpml import measure as m
 from hpml.env import Unavailable
-from hpml.train import load_weights, quality, train_flops
+from hpml.fit import quality
+from hpml.train import load_weights, train_flops
 
 ROTATION = 8  # different inputs in turn: one buffer used again and again would sit in the caches
 
@@ -65,7 +66,8 @@ def _engine(job: dict, workload: ModuleType, model):
         cold = {"export_s": made.get("export_s"), "bytes": artefact.stat().st_size}
     started = time.perf_counter()
     engine.load(artefact)
-    return engine, {**cold, "load_s": time.perf_counter() - started}
+    whole_s = time.perf_counter() - started
+    return engine, {**cold, "load_s": getattr(engine, "load_s", whole_s)}  # an ONNX engine's own, without the check of the file
 
 
 def check_parity(model, engine, workload: ModuleType, knobs: dict, image_set) -> dict:

@@ -17,7 +17,7 @@ from hpml.env import HpmlError, Unavailable
 
 # Which module measures a phase: its function takes (job, workload module) and returns fields of the record.
 MEASURERS = {"train": ("hpml.train", "measure"), "infer": ("hpml.infer", "measure"), "export": ("hpml.infer", "measure_export"),
-             "data": ("hpml.loading", "measure")}
+             "data": ("hpml.loading", "measure"), "fit": ("hpml.fit", "fit")}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "defaultcpuallocator")
 
 
@@ -130,22 +130,28 @@ def _end_with_parent() -> None:
 
 def _measured(job: dict) -> dict:
     from hpml import limits, workloads
+    from hpml.engines import ProviderFallback
+    from hpml.measure import cpu_mark, disturbance
 
     try:
         if job["case"]["phase"] == "limit":
             asked = {name: job["knobs"][name] for name in ("kind", "engine", "device", "threads")}
             asked["dtype"] = None if job["knobs"]["dtype"] == "any" else job["knobs"]["dtype"]
-            return {"status": "ok", "reason": None, "actual": limits.measure(**asked, seconds=job["protocol"]["min_seconds"])}
-        module, function = MEASURERS[job["case"]["phase"]]
+            mark = cpu_mark()
+            found = limits.measure(**asked, seconds=job["protocol"]["min_seconds"])
+            return {"status": "ok", "reason": None, "actual": found, "disturbance": disturbance(mark)}
+        module, function = MEASURERS["fit" if job["knobs"].get("epochs") else job["case"]["phase"]]
         workload = workloads.get(job["case"]["workload"])
         return {"status": "ok", "reason": None, **getattr(importlib.import_module(module), function)(job, workload)}
     except Unavailable as error:
         return {"status": "unsupported", "reason": str(error)}
-    except HpmlError as error:
-        return {"status": getattr(error, "status", "failed"), "reason": str(error)}
     except Exception as error:  # noqa: BLE001 whatever happens in a child is a fact of the case, with its traceback in the log
-        traceback.print_exc()
-        text = str(error) or type(error).__name__
+        text = (str(error) or type(error).__name__).splitlines()[0][:300]
         if isinstance(error, MemoryError) or any(sign in text.lower() for sign in OUT_OF_MEMORY):
-            return {"status": "oom", "reason": f"out of memory at batch {job['knobs'].get('batch')}: {text.splitlines()[0][:160]}"}
-        return {"status": "failed", "reason": f"{type(error).__name__}: {text.splitlines()[0][:200]}"}
+            return {"status": "oom", "reason": f"out of memory at batch {job['knobs'].get('batch')}: {text}"}
+        if isinstance(error, ProviderFallback):
+            return {"status": "provider_fallback", "reason": text}
+        if isinstance(error, HpmlError):
+            return {"status": "failed", "reason": text}
+        traceback.print_exc()
+        return {"status": "failed", "reason": f"{type(error).__name__}: {text}"}

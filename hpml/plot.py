@@ -1,20 +1,17 @@
-"""Charts of comparisons: a technique beside its baseline, what is worth it, the ladder, speed against quality, latency.
+"""The chart of a comparison: a technique beside its baseline. All other charts are reached from here too (plot.worth, plot.curves, ...)."""
 
-The charts of trainings are in plot_training, those of the machine in plot_machine; all of them are reached from here.
-"""
-
-import textwrap
 from collections.abc import Sequence
 
 from hpml import tables
-from hpml.compare import Row, percent
+from hpml.compare import Row
 from hpml.plot_look import (
     BAND,
     GLYPHS,
     INK,
-    MARKS,
+    LANE_IN,
     SOFT,
     clean,
+    clean_lines,
     colour,
     engine,
     figure_of,
@@ -26,14 +23,25 @@ from hpml.plot_look import (
     styled,
 )
 from hpml.plot_machine import limits, noise, warmup_curve
+from hpml.plot_summary import ladder, worth
 from hpml.plot_tradeoff import latency, speed_quality
 from hpml.plot_training import confusion, curves, phases, pictures
 
-__all__ = ["comparison", "confusion", "curves", "ladder", "latency", "limits", "noise", "phases", "pictures", "show_alt", "speed_quality",
-           "warmup_curve", "worth"]
-
-LANE_IN = 0.5  # height of one case: a line of text above its bar
-FILLS = {"faster": "#A6CEE3", "slower": "#FDD0A2", "no difference": "#EEEEEE", "too few rounds": "#FFFFFF"}
+__all__ = [
+    "comparison",
+    "confusion",
+    "curves",
+    "ladder",
+    "latency",
+    "limits",
+    "noise",
+    "phases",
+    "pictures",
+    "show_alt",
+    "speed_quality",
+    "warmup_curve",
+    "worth",
+]
 
 
 @styled
@@ -61,11 +69,22 @@ def comparison(rows: Sequence[Row], *, guess: float | None = None, title: str | 
     bottom = len(lanes) - 0.45
     if guess:
         bars = [y + 0.16 for y, lane in enumerate(lanes) if not isinstance(lane, str)]
-        axes.vlines([guess] * len(bars), [y - 0.22 for y in bars], [y + 0.22 for y in bars], color=SOFT, linewidth=1.2, linestyle=":", zorder=4)
-        axes.plot([guess], [bottom + 0.1], marker="D", color="white", markeredgecolor=INK, markersize=8, clip_on=False, zorder=5, label="guess")
+        axes.vlines(
+            [guess] * len(bars), [y - 0.22 for y in bars], [y + 0.22 for y in bars], color=SOFT, linewidth=1.2, linestyle=":", zorder=4
+        )
+        axes.plot(
+            [guess], [bottom + 0.1], marker="D", color="white", markeredgecolor=INK, markersize=8, clip_on=False, zorder=5, label="guess"
+        )
         right = (guess / axes.get_xlim()[0]) > (axes.get_xlim()[1] / axes.get_xlim()[0]) ** 0.6
-        axes.annotate(f"your guess {tables.ratio(guess)}", (guess, bottom + 0.1), (-9 if right else 9, 0), textcoords="offset points",
-                      va="center", ha="right" if right else "left", fontsize=8.5)
+        axes.annotate(
+            f"your guess {tables.ratio(guess)}",
+            (guess, bottom + 0.1),
+            (-9 if right else 9, 0),
+            textcoords="offset points",
+            va="center",
+            ha="right" if right else "left",
+            fontsize=8.5,
+        )
         bottom += 0.55
     axes.set_ylim(bottom, -0.62)
     axes.set_yticks([])
@@ -109,8 +128,16 @@ def _lane(axes, y: float, row: Row, label: str, limit: float | None, near: Seque
         reason = tables.notes([row])
         text = reason[0].removeprefix(f"not measured here: {row.label}: ") if reason else row.verdict_text
         axes.barh([bar], [right - left], left=[left], height=height, facecolor="white", edgecolor="none", hatch="////", zorder=1)
-        axes.text(0.01, bar, clean(f"not measured: {text}", 84), transform=across, va="center", fontsize=8.5, zorder=4,
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+        axes.text(
+            0.01,
+            bar,
+            clean(f"not measured: {text}", 84),
+            transform=across,
+            va="center",
+            fontsize=8.5,
+            zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        )
     else:
         if row.floor and not row.is_baseline:
             ends = 1 / (1 + row.floor), 1 + row.floor
@@ -125,10 +152,16 @@ def _lane(axes, y: float, row: Row, label: str, limit: float | None, near: Seque
             axes.errorbar([ratio], [bar], xerr=[[ratio - row.low], [row.high - ratio]], color=INK, capsize=3, linewidth=1.2, zorder=3)
     if limit in near and limit:
         axes.plot([limit, limit], [bar - 0.2, bar + 0.2], color="#AA0000", linewidth=2, zorder=3)
-        axes.annotate("limit", (limit, bar), (-3, 0), textcoords="offset points", fontsize=8, color="#AA0000", va="center", ha="right", zorder=4)
-    figures = [f"{GLYPHS.get(row.verdict, '')} {tables.ratio(row.ratio)}".strip() if not row.is_baseline else "baseline",
-               tables.figure(row.per_s, "samples/s"),
-               f"{tables.figure(row.limit_percent)} % of {row.limit_bound} limit" if row.limit_percent else ""]
+        axes.annotate(
+            "limit", (limit, bar), (-3, 0), textcoords="offset points", fontsize=8, color="#AA0000", va="center", ha="right", zorder=4
+        )
+    figures = [
+        f"{GLYPHS.get(row.verdict, '')} {tables.ratio(row.ratio)}".strip() if not row.is_baseline else "baseline",
+        tables.figure(row.per_s, "samples/s"),
+        f"{tables.figure(row.limit_percent)} % of {row.limit_bound} limit" if row.limit_percent else "",
+    ]
+    while len("   ".join(figures)) + len(label) > 84 and len(figures) > 2:
+        figures.pop()  # a long name leaves no room for the limit; tables have it
     text = "   ".join(filter(None, figures)) if row.per_s else ""
     axes.text(0, y - 0.2, clean(label, max(24, 84 - len(text))), transform=across, va="center")
     axes.text(1, y - 0.2, text, transform=across, va="center", ha="right", fontsize=8.5)
@@ -140,16 +173,14 @@ def name(row: Row, rows: Sequence[Row]) -> str:
     return f"{heading}, {label}" if heading else label
 
 
-def clean_lines(claim: str) -> str:
-    return "\n".join(clean(line) for line in claim.split("\n"))
-
-
 def claim_of(rows: Sequence[Row]) -> str:
     """What a comparison shows, computed from its verdicts."""
     others = [row for row in rows if not row.is_baseline]
     measured = [row for row in others if row.verdict in ("faster", "slower", "no difference", "too few rounds")]
     one = {(row.workload, row.phase) for row in rows}
-    subject = f"{tables.title(rows[0].workload)} {tables.PHASES.get(rows[0].phase, rows[0].phase)}: " if len(one) == 1 else ""
+    batches = {row.knobs.get("batch") for row in rows if row.phase == "infer"} - {None}
+    size = f" at batch {batches.pop()}" if len(batches) == 1 else ""
+    subject = f"{tables.title(rows[0].workload)} {tables.PHASES.get(rows[0].phase, rows[0].phase)}{size}: " if len(one) == 1 else ""
     if any(row.tier == "smoke" for row in rows):
         return f"{subject}{len(measured)} of {len(others)} cases ran beside their baseline"
     if not measured:
@@ -171,122 +202,3 @@ def claim_of(rows: Sequence[Row]) -> str:
     if count["no difference"]:
         return f"{subject}no difference beyond the noise in {len(count['no difference'])} of {len(measured)} cases"
     return f"{subject}too few rounds for a verdict"
-
-
-@styled
-def worth(rows: Sequence[Row]):
-    """What is worth it: techniques down, workloads across, one block a machine. Ratio, verdict, quality; hatched where not measured.
-
-    Returns the first machine's Axes; the others are in `axes.figure.axes`.
-    """
-    others = [row for row in rows if not row.is_baseline]
-    machines = list(dict.fromkeys(row.machine for row in others)) or ["no machine"]
-    blocks = [_worth_cells([row for row in others if row.machine == machine]) for machine in machines]
-    height = sum(0.34 * max(len(techniques), 1) + 0.55 for techniques, _, _ in blocks)
-    figure, grid = figure_of(1.5 + height, rows=len(machines), height_ratios=[max(len(t), 1) + 1 for t, _, _ in blocks])
-    for axes, machine, (techniques, workloads, cells) in zip(grid[:, 0], machines, blocks, strict=True):
-        for (technique, workload), row in cells.items():
-            _worth_cell(axes, techniques.index(technique), workloads.index(workload), row)
-        axes.set_xlim(0, max(len(workloads), 1))
-        axes.set_ylim(max(len(techniques), 1), 0)
-        axes.set_xticks([i + 0.5 for i in range(len(workloads))], [clean(tables.title(w), 12) for w in workloads])
-        axes.set_yticks([i + 0.5 for i in range(len(techniques))], [_two_lines(t) for t in techniques])
-        axes.tick_params(length=0, labeltop=True, labelbottom=False)
-        axes.spines[:].set_visible(False)
-        if len(machines) > 1:
-            axes.set_xlabel(clean(machine), loc="left", color=SOFT)
-    good = [row for row in others if row.verdict == "faster"]
-    kept = [row for row in good if row.quality == "kept"]
-    measured = [row for row in others if row.ratio is not None]
-    best = max(kept or good, key=lambda row: row.ratio, default=None)
-    claim = f"Faster in {len(good)} of {len(measured)} measured cases, quality shown to be kept in {len(kept)} of them"
-    if best:
-        claim += f"; {'best of these' if kept else 'most'}: {tables.title(best.workload)}, {tables.settings(best, best.differs_in) or best.label} ({tables.ratio(best.ratio)})"
-    if any(row.tier == "smoke" for row in others):
-        claim = f"{len(measured)} of {len(others)} cases ran"
-    caption = ("▲\u00a0faster  ▼\u00a0slower  =\u00a0no difference  ?\u00a0too few rounds for a verdict; second mark, quality: ✓\u00a0kept  "
-               "✗\u00a0lost  –\u00a0not measured  ?\u00a0not informative; bold: faster with quality kept; hatched: not measured here; blank: not asked.\n" f"{provenance(others)}.")
-    alt = f"Grid of techniques and workloads. {claim}. " + "; ".join(
-        f"{tables.title(w)}, {t}: {row.verdict_text}, quality {row.quality}" for _, _, cells in blocks for (t, w), row in cells.items()) + "."
-    return finish(grid[0, 0], clean_lines(headed(claim, others)), caption, alt)
-
-
-def _worth_cells(rows: Sequence[Row]) -> tuple[list[str], list[str], dict]:
-    """(techniques, workloads, row by both). A case measured again counts by its last comparison with most rounds; comparisons with
-    other settings of the remaining knobs are techniques of their own, named with what differs."""
-    cells: dict[tuple[str, str], Row] = {}
-    for row, label in zip(rows, tables.names(rows), strict=True):
-        rest = label.removeprefix(row.label)  # what tells twins apart
-        key = (f"{tables.PHASES.get(row.phase, row.phase)}: {tables.settings(row, row.differs_in, ', ') or row.label}{rest}", row.workload)
-        if key not in cells or row.rounds >= cells[key].rounds:
-            cells[key] = row
-    return sorted({t for t, _ in cells}, key=_order(cells)), list(dict.fromkeys(w for _, w in cells)), cells
-
-
-def _two_lines(technique: str) -> str:
-    lines = textwrap.wrap(clean(technique), 36)
-    return "\n".join([*lines[:1], clean(" ".join(lines[1:]), 36)] if len(lines) > 1 else lines)
-
-
-def _order(cells: dict) -> object:
-    """Techniques in the order in which they were measured, phases together."""
-    phases = list(tables.PHASES.values())
-    seen = list(dict.fromkeys(t for t, _ in cells))
-    return lambda t: (phases.index(t.split(":")[0]) if t.split(":")[0] in phases else len(phases), seen.index(t))
-
-
-def _worth_cell(axes, y: int, x: int, row: Row) -> None:
-    from matplotlib.patches import Rectangle
-
-    measured = row.ratio is not None
-    axes.add_patch(Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=FILLS.get(row.verdict, "white"), edgecolor="#BBBBBB",
-                             hatch=None if measured else "////", linewidth=0.8))
-    if measured:
-        mark = MARKS.get(row.quality, "")
-        axes.text(x + 0.5, y + 0.52, f"{GLYPHS.get(row.verdict, '')} {tables.ratio(row.ratio)} {mark}", ha="center", va="center", fontsize=8.5,
-                  weight="bold" if row.verdict == "faster" and row.quality == "kept" else "normal")
-
-
-@styled
-def ladder(rows: Sequence[Row]):
-    """The ladder: samples/s of each step, in the given order, with intervals; the limit of each step as a mark. Returns the Axes.
-
-    Rows are one group: the baseline, then stacks that each add one thing to the step before.
-    """
-    rows = list(rows)
-    figure, grid = figure_of(1.4 + LANE_IN * max(len(rows), 1))
-    axes = grid[0, 0]
-    before: tuple[str, ...] = ()
-    rates = [row.per_s for row in rows if row.per_s]
-    top = max((row.per_s * (row.high / row.ratio if row.high else 1) for row in rows if row.per_s), default=1.0)
-    across = axes.get_yaxis_transform()
-    for y, row in enumerate(rows):
-        added = [item for item in row.differs_in if item not in before]
-        step = "+ " + tables.settings(row, added) if added and not row.is_baseline else row.label
-        before = row.differs_in
-        if row.per_s:
-            axes.barh([y + 0.16], [row.per_s], height=0.3, color=colour(engine(row.knobs)))
-            if row.low is not None:
-                error = [[row.per_s * (1 - row.low / row.ratio)], [row.per_s * (row.high / row.ratio - 1)]]
-                axes.errorbar([row.per_s], [y + 0.16], xerr=error, color=INK, capsize=3, linewidth=1.2)
-            limit = row.limit_percent and row.per_s * 100 / row.limit_percent
-            if limit and limit <= 2 * top:
-                axes.plot([limit, limit], [y - 0.05, y + 0.4], color="#AA0000", linewidth=2, label="limit")
-        else:
-            axes.barh([y + 0.16], [top], height=0.3, facecolor="white", edgecolor="none", hatch="////")
-        percents = f"   {tables.figure(row.limit_percent)} % of limit" if row.limit_percent else ""
-        text = f"{tables.figure(row.per_s, 'samples/s')}   {tables.ratio(row.ratio)}{percents}" if row.per_s else "not measured here"
-        axes.text(0, y - 0.2, clean(step, 50), transform=across, va="center")
-        axes.text(1, y - 0.2, text, transform=across, va="center", ha="right", fontsize=8.5)
-    axes.set_ylim(max(len(rows), 1) - 0.45, -0.62)
-    axes.set_xlim(0, None)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("samples/s")
-    last = next((row for row in reversed(rows) if row.ratio), None)
-    where = f"{tables.title(rows[0].workload)} {tables.PHASES.get(rows[0].phase, '')}" if rows else "Ladder"
-    claim = f"{where}: the whole stack gives {tables.ratio(last.ratio)}" if last else f"{where}: no step measured beside its baseline"
-    if rates and last and last.floor is not None:
-        claim += f" ({last.verdict})" if last.verdict != "faster" else f", beyond the noise floor of {percent(last.floor)}"
-    alt = f"Bar chart of samples/s by step. {claim}. " + "; ".join(f"{r.label}: {tables.figure(r.per_s, 'samples/s') or 'not measured'}" for r in rows)
-    return finish(axes, clean_lines(headed(claim, rows)), f"Line: 95 % interval of the ratio; red mark: the measured limit. {provenance(rows)}.", alt)

@@ -8,10 +8,17 @@ from collections.abc import Sequence
 from hpml import tables
 from hpml.compare import Row, percent
 
+LANE_IN = 0.5  # height of one case: a line of text above its bar
 WIDTH_IN = 6.0  # 600 pixels at 100 dots per inch
 # Okabe and Ito's palette (2008), told apart with every common colour blindness. One engine, one colour, in every chart.
-ENGINES = {"eager": "#0072B2", "torchscript": "#56B4E9", "compile": "#CC79A7", "onnxruntime": "#E69F00", "openvino": "#009E73",
-           "tensorrt": "#D55E00"}
+ENGINES = {
+    "eager": "#0072B2",
+    "torchscript": "#56B4E9",
+    "compile": "#CC79A7",
+    "onnxruntime": "#E69F00",
+    "openvino": "#009E73",
+    "tensorrt": "#D55E00",
+}
 OTHER = "#777777"
 # Paul Tol's muted palette, for what is not an engine.
 PHASES = {"wait": "#CC6677", "copy": "#DDCC77", "forward": "#88CCEE", "backward": "#332288", "optimizer": "#44AA99"}
@@ -20,15 +27,40 @@ GLYPHS = {"faster": "▲", "slower": "▼", "no difference": "=", "too few round
 MARKS = {"kept": "✓", "lost": "✗", "not measured": "–", "not informative": "?"}
 INK, SOFT, BAND = "#222222", "#666666", "#DDDDDD"
 STYLE = {
-    "figure.dpi": 100, "savefig.dpi": 100, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
-    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.labelsize": 9,
-    "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.5, "legend.frameon": False, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.edgecolor": SOFT, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
-    "ytick.color": INK, "hatch.color": "#BBBBBB", "hatch.linewidth": 0.8, "lines.linewidth": 1.5, "axes.axisbelow": True,
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": SOFT,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "hatch.color": "#BBBBBB",
+    "hatch.linewidth": 0.8,
+    "lines.linewidth": 1.5,
+    "axes.axisbelow": True,
 }
-RATIO_TICKS = ([1 + i / 50 for i in range(-5, 6)], [1 + i / 20 for i in range(-6, 11)], [1 + i / 10 for i in range(-5, 16)],
-               (0.25, 0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4), (0.1, 0.2, 0.5, 1, 2, 3, 5, 10),
-               (0.001, 0.01, 0.1, 1, 10, 100, 1000))
+RATIO_TICKS = (
+    [1 + i / 50 for i in range(-5, 6)],
+    [1 + i / 20 for i in range(-6, 11)],
+    [1 + i / 10 for i in range(-5, 16)],
+    (0.25, 0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4),
+    (0.1, 0.2, 0.5, 1, 2, 3, 5, 10),
+    (0.001, 0.01, 0.1, 1, 10, 100, 1000),
+)
 
 
 def styled(function):
@@ -65,19 +97,24 @@ def colour(name: str) -> str:
 def clean(value: object, width: int = 0) -> str:
     """Text from outside as text in a chart: one line, no formulas of matplotlib, cut at `width` characters."""
     line = re.sub(r"[\x00-\x1f\x7f]", "", " ".join(str(value).split())).replace("$", r"\$")
-    return line if not width or len(line) <= width else line[:width - 1].rstrip() + "…"
+    return line if not width or len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def clean_lines(claim: str) -> str:
+    return "\n".join(clean(line) for line in claim.split("\n"))
 
 
 def finish(axes, claim: str, caption: str, alt: str):
     """Give a chart its title, caption and alternative text; title and caption start at the figure's left edge. Returns the Axes."""
     figure = axes.figure
-    axes.set_title(_wrapped(claim, 72), loc="left", pad=8)
+    claim = _wrapped(claim.replace(" %", "\u00a0%"), 70)
+    axes.set_title(claim, loc="left", pad=8)
     if caption:
-        figure.supxlabel(_wrapped(caption, 96), x=0.012, ha="left", fontsize=8, color=SOFT)
+        figure.supxlabel(_wrapped(caption.replace(" %", "\u00a0%"), 96), x=0.012, ha="left", fontsize=8, color=SOFT)
     figure.hpml_alt = " ".join(alt.replace(r"\$", "$").split())
     figure.draw_without_rendering()
     edge = axes.transAxes.inverted().transform(figure.transFigure.transform((0.012, 0)))[0]
-    axes.set_title(_wrapped(claim, 72), loc="left", x=edge, pad=8)
+    axes.set_title(claim, loc="left", x=edge, pad=8)
     return axes
 
 
@@ -93,8 +130,14 @@ def ratio_axis(axes, low: float, high: float) -> None:
     axes.set_xscale("log")
     axes.set_xlim(low / (high / low) ** 0.04, high * (high / low) ** 0.04)
     inside = [[tick for tick in ticks if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]] for ticks in RATIO_TICKS]
-    ticks = next((ticks for fit, ticks in zip(RATIO_TICKS, inside, strict=True)
-                  if len(ticks) <= 8 and fit[0] <= low * 1.2 and fit[-1] >= high / 1.2), inside[-1])
+    ticks = next(
+        (
+            ticks
+            for fit, ticks in zip(RATIO_TICKS, inside, strict=True)
+            if len(ticks) <= 8 and fit[0] <= low * 1.2 and fit[-1] >= high / 1.2
+        ),
+        inside[-1],
+    )
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}x" for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -105,8 +148,17 @@ def legend_below(axes, handles: Sequence, *, columns: int, offset: float = 36) -
     from matplotlib.transforms import ScaledTranslation
 
     below = axes.transAxes + ScaledTranslation(0, -offset / 72, axes.figure.dpi_scale_trans)
-    axes.legend(handles=handles, ncols=min(columns, len(handles)), loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below,
-                columnspacing=1.2, handletextpad=0.4, handlelength=1.2, borderaxespad=0)
+    axes.legend(
+        handles=handles,
+        ncols=min(columns, len(handles)),
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=below,
+        columnspacing=1.2,
+        handletextpad=0.4,
+        handlelength=1.2,
+        borderaxespad=0,
+    )
 
 
 def provenance(rows: Sequence[Row]) -> str:
@@ -117,8 +169,13 @@ def provenance(rows: Sequence[Row]) -> str:
     floors = sorted({percent(row.floor) for row in measured if row.floor is not None})
     noise = f"noise floor {' / '.join(floors)}" if floors else "no noise floor recorded"
     sets = list(dict.fromkeys(row.data for row in measured))
-    what = [n, noise, ", ".join(dict.fromkeys(row.machine for row in rows)), f"tier {', '.join(dict.fromkeys(row.tier for row in rows))}",
-            sets[0] if len(sets) == 1 else f"{len(sets)} data sets" if sets else ""]
+    what = [
+        n,
+        noise,
+        ", ".join(dict.fromkeys(row.machine for row in rows)),
+        f"tier {', '.join(dict.fromkeys(row.tier for row in rows))}",
+        sets[0] if len(sets) == 1 else f"{len(sets)} data sets" if sets else "",
+    ]
     return clean("; ".join(filter(None, what)))
 
 

@@ -29,14 +29,29 @@ def warmup_curve(record: Record):
     median = float(np.median(steady))
     if count:
         axes.axvspan(0.5, count + 0.5, color=BAND, linewidth=0, zorder=0)
-        axes.text(count + 0.7, 0.97, f"warm-up: {count} iteration{'s' * (count != 1)}", fontsize=8.5, color=SOFT, va="top",
-                  transform=axes.get_xaxis_transform())
+        axes.text(
+            count + 0.7,
+            0.97,
+            f"warm-up: {count} iteration{'s' * (count != 1)}",
+            fontsize=8.5,
+            color=SOFT,
+            va="top",
+            transform=axes.get_xaxis_transform(),
+        )
     shade = SERIES[0]
     axes.plot(range(1, len(early) + 1), early, color=shade, marker="o", markersize=4, markerfacecolor="white", linewidth=1)
     axes.plot(range(count + 1, count + len(steady) + 1), steady, color=shade, marker="o", markersize=3, linewidth=1)
     axes.axhline(median, color=INK, linewidth=1, linestyle="--")
-    axes.annotate(f"median {tables.figure(median, 'ms')}", (1, median), (0, 4), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
-                  ha="right", va="bottom", fontsize=8.5)
+    axes.annotate(
+        f"median {tables.figure(median, 'ms')}",
+        (1, median),
+        (0, 4),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=8.5,
+    )
     ceiling = max([*early, *steady])
     if ceiling > 5 * median:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -57,7 +72,9 @@ def warmup_curve(record: Record):
         claim = f"The first call takes {early[0] / median:.1f}x a steady iteration ({tables.figure(early[0])} and {tables.figure(median, 'ms')})"
     kept = "" if record.samples.get("warmup") or not count else "Of the warm-up, only the first call was kept. "
     caption = f"{kept}{clean(record.case.get('label', ''))}, n = {len(steady)} iterations; {clean(record.machine.get('id', ''))}."
-    return finish(axes, _prefix(f"{tables.title(record.case['workload'])}: {claim}", [record]), caption, f"Line of ms by iteration. {claim}.")
+    return finish(
+        axes, _prefix(f"{tables.title(record.case['workload'])}: {claim}", [record]), caption, f"Line of ms by iteration. {claim}."
+    )
 
 
 @styled
@@ -66,7 +83,11 @@ def noise(logs: Sequence[float]):
     shares = [100 * math.expm1(value) for value in logs]
     figure, grid = figure_of(3.0)
     axes = grid[0, 0]
-    floors = {n: 100 * compare.noise_floor(logs, n) for n in (compare.MIN_ROUNDS, compare.MAX_ROUNDS)} if len(logs) >= compare.MIN_ROUNDS else {}
+    floors = (
+        {n: 100 * compare.noise_floor(logs, n) for n in (compare.MIN_ROUNDS, compare.MAX_ROUNDS)}
+        if len(logs) >= compare.MIN_ROUNDS
+        else {}
+    )
     for (n, floor), shade in zip(floors.items(), ("#EEEEEE", BAND), strict=False):
         axes.axhspan(-floor, floor, color=shade, linewidth=0, zorder=0)
         axes.text(1.01, floor, f"{n} rounds", transform=axes.get_yaxis_transform(), fontsize=8.5, va="center", color=SOFT)
@@ -79,14 +100,20 @@ def noise(logs: Sequence[float]):
     axes.set_xlabel("round")
     axes.set_ylabel("difference, %")
     if floors:
-        claim = (f"The same case against itself differs by up to {max(map(abs, shares)):.1f} %; noise floor {floors[compare.MIN_ROUNDS]:.1f} % at "
-                 f"{compare.MIN_ROUNDS} rounds, {floors[compare.MAX_ROUNDS]:.1f} % at {compare.MAX_ROUNDS}")
+        claim = (
+            f"The same case against itself differs by up to {max(map(abs, shares)):.1f} %; noise floor {floors[compare.MIN_ROUNDS]:.1f} % at "
+            f"{compare.MIN_ROUNDS} rounds, {floors[compare.MAX_ROUNDS]:.1f} % at {compare.MAX_ROUNDS}"
+        )
         if floors[compare.MAX_ROUNDS] > 100 * compare.TOO_NOISY:
             claim += ": machine too noisy"
     else:
         claim = f"{len(shares)} rounds are too few for a noise floor"
-    return finish(axes, claim, f"Points: rounds of A against A, n = {len(shares)}; grey: a difference inside the band is believed to be noise.",
-                  f"Points by round. {claim}.")
+    return finish(
+        axes,
+        claim,
+        f"Points: rounds of A against A, n = {len(shares)}; grey: a difference inside the band is believed to be noise.",
+        f"Points by round. {claim}.",
+    )
 
 
 @styled
@@ -114,11 +141,17 @@ def limits(records: Sequence[Record]):
     peaks: dict[str, float] = {}
     for r in arithmetic.values():
         peaks[r.knobs["dtype"]] = max(peaks.get(r.knobs["dtype"], 0.0), r.actual["value"])
-    claim = "Peak: " + ", ".join(f"{dtype} {tables.si(value, 'FLOP/s')}" for dtype, value in peaks.items()) if peaks else "No limit measured yet"
+    claim = (
+        "Peak: " + ", ".join(f"{dtype} {tables.si(value, 'FLOP/s')}" for dtype, value in peaks.items())
+        if peaks
+        else "No limit measured yet"
+    )
     absent = {f"{_limit_name(r)} {r.knobs.get('engine', '')}": r.reason for r in found if r.status != "ok"}
     missing = f"{len(absent)} limits not measured here. " if absent else ""
     caption = f"Best of repeated calls; operations counted as in the direct algorithm. {missing}{clean(found[0].machine.get('id', '') if found else '')}"
-    alt = f"Bars. {claim}. " + "; ".join(f"{name} {engine}: {tables.si(r.actual['value'], r.actual['unit'])}" for (name, engine), r in best.items())
+    alt = f"Bars. {claim}. " + "; ".join(
+        f"{name} {engine}: {tables.si(r.actual['value'], r.actual['unit'])}" for (name, engine), r in best.items()
+    )
     alt += "".join(f"; {name}: not measured, {reason}" for name, reason in absent.items()) + "."
     return finish(upper, _prefix(clean(claim), found), caption, alt)
 
@@ -130,7 +163,11 @@ def _height(bars: dict) -> float:
 def _limit_name(record: Record) -> str:
     kind, dtype = record.knobs["kind"], record.knobs.get("dtype")
     place = " (GPU)" if record.knobs.get("device") == "cuda" and kind == "memory" else ""
-    return f"{kind} {dtype}" if kind in ("matmul", "conv3x3") else {"jpeg": "JPEG decoding, one core"}.get(kind, f"{kind.replace('_', ' ')} bandwidth{place}")
+    return (
+        f"{kind} {dtype}"
+        if kind in ("matmul", "conv3x3")
+        else {"jpeg": "JPEG decoding, one core"}.get(kind, f"{kind.replace('_', ' ')} bandwidth{place}")
+    )
 
 
 def _bars(axes, bars: dict, unit: str) -> None:
@@ -143,7 +180,9 @@ def _bars(axes, bars: dict, unit: str) -> None:
         for engine, r in own.items():
             value = r.actual["value"] if r.actual["unit"] == unit else 0.0
             axes.barh([y], [value], height=0.8, color=colour(engine))
-            axes.annotate(tables.si(r.actual["value"], r.actual["unit"]), (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
+            axes.annotate(
+                tables.si(r.actual["value"], r.actual["unit"]), (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8.5
+            )
             y += 1
         y += 0.6
     axes.set_ylim(max(y, 1) - 0.7, -0.7)
@@ -155,4 +194,3 @@ def _bars(axes, bars: dict, unit: str) -> None:
     axes.axvline(0, color=SOFT, linewidth=1)
     if not bars:
         axes.text(0.02, 0.5, "not measured", transform=axes.transAxes, va="center", color=SOFT)
-

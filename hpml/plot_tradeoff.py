@@ -34,8 +34,11 @@ def speed_quality(rows: Sequence[Row], *, margin: float | None = None):
     hollow = f"Hollow at the lower edge: quality not measured ({len(unknown)} of {len(rows)} cases). " if unknown else ""
     band = "Grey: the workload's tolerance below the baseline; dashed: Pareto line. " if margin else "Dashed: Pareto line. "
     claim = "; ".join(claims)
-    alt = f"Scatter of samples/s and quality. {claim}. " + "; ".join(
-        f"{engine(r.knobs)} {_precision(r)}: {tables.figure(r.per_s, 'samples/s')}, quality {_points(r)}" for r in rows) + "."
+    alt = (
+        f"Scatter of samples/s and quality. {claim}. "
+        + "; ".join(f"{engine(r.knobs)} {_precision(r)}: {tables.figure(r.per_s, 'samples/s')}, quality {_points(r)}" for r in rows)
+        + "."
+    )
     return finish(grid[0, 0], headed(clean(claim), rows), band + hollow + provenance(rows) + ".", alt)
 
 
@@ -67,8 +70,17 @@ def _tradeoff(axes, rows: Sequence[Row], margin: float | None) -> str:
     for row in rows:
         y = 100 * row.quality_value if row.quality_value is not None else axes.get_ylim()[0] + 0.35 * room
         shade = colour(engine(row.knobs))
-        axes.plot([row.per_s], [y], linestyle="none", marker=MARKERS.get(_precision(row), "X"), markersize=8, markeredgecolor=shade,
-                  markerfacecolor=shade if row.quality_value is not None else "white", zorder=3, clip_on=False)
+        axes.plot(
+            [row.per_s],
+            [y],
+            linestyle="none",
+            marker=MARKERS.get(_precision(row), "X"),
+            markersize=8,
+            markeredgecolor=shade,
+            markerfacecolor=shade if row.quality_value is not None else "white",
+            zorder=3,
+            clip_on=False,
+        )
     _plain_log_x(axes)
     axes.set_xlabel("samples/s")
     axes.set_ylabel(f"{(known and known[0].quality_metric or 'quality')}, %")
@@ -103,7 +115,10 @@ def _keys(axes, rows: Sequence[Row]) -> None:
     engines = list(dict.fromkeys(engine(row.knobs) for row in rows))
     kinds = list(dict.fromkeys(_precision(row) for row in rows))
     handles = [Line2D([], [], linestyle="none", marker="o", color=colour(name), label=clean(name)) for name in engines]
-    handles += [Line2D([], [], linestyle="none", marker=MARKERS.get(kind, "X"), color=INK, markerfacecolor="white", label=clean(kind)) for kind in kinds]
+    handles += [
+        Line2D([], [], linestyle="none", marker=MARKERS.get(kind, "X"), color=INK, markerfacecolor="white", label=clean(kind))
+        for kind in kinds
+    ]
     if handles:
         legend_below(axes, handles, columns=6)
 
@@ -125,8 +140,11 @@ def latency(rows: Sequence[Row]):
     claim = _latency_claim(rows)
     absent = [row for row in everything if row.verdict == "not measured here"]
     gone = f"Not measured: {'; '.join(dict.fromkeys(row.label for row in absent))}. " if absent else ""
-    alt = f"Lines of latency by batch size. {claim}. " + "; ".join(
-        f"{engine(r.knobs)} {_precision(r)}, batch {r.knobs['batch']}: {tables.figure(r.latency_ms, 'ms')}" for r in rows) + f". {gone}"
+    alt = (
+        f"Lines of latency by batch size. {claim}. "
+        + "; ".join(f"{engine(r.knobs)} {_precision(r)}, batch {r.knobs['batch']}: {tables.figure(r.latency_ms, 'ms')}" for r in rows)
+        + f". {gone}"
+    )
     caption = f"Median of a call, inputs and outputs resident; bars: 95 % interval of the ratio to the baseline. {clean(gone)} {provenance(rows)}."
     return finish(grid[0, 0], headed(clean(claim), rows), caption, alt)
 
@@ -139,10 +157,21 @@ def _latency_lines(axes, rows: Sequence[Row]) -> None:
         series.setdefault((engine(row.knobs), _precision(row)), []).append(row)
     for (name, kind), found in series.items():
         x, y = [r.knobs["batch"] for r in found], [r.latency_ms for r in found]
-        error = [[r.latency_ms * (1 - r.ratio / r.high) if r.high else 0 for r in found],
-                 [r.latency_ms * (r.ratio / r.low - 1) if r.low else 0 for r in found]]
-        axes.errorbar(x, y, yerr=error, color=colour(name), linestyle=LINES.get(kind, "-"), marker=MARKERS.get(kind, "X"), markersize=5, capsize=3,
-                      label=clean(f"{name} {kind}"))
+        error = [
+            [r.latency_ms * (1 - r.ratio / r.high) if r.high else 0 for r in found],
+            [r.latency_ms * (r.ratio / r.low - 1) if r.low else 0 for r in found],
+        ]
+        axes.errorbar(
+            x,
+            y,
+            yerr=error,
+            color=colour(name),
+            linestyle=LINES.get(kind, "-"),
+            marker=MARKERS.get(kind, "X"),
+            markersize=5,
+            capsize=3,
+            label=clean(f"{name} {kind}"),
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     batches = sorted({row.knobs["batch"] for row in rows})

@@ -17,16 +17,21 @@ def _origin(records: Sequence[Record]) -> str:
     """Rounds, machine, tier and data of the records that a chart shows."""
     rounds = {r.protocol.get("round") for r in records}
     data = dict.fromkeys(f"{d['title']} ({d['origin']})" for r in records if (d := r.actual.get("data")))
-    parts = [f"n = {len(rounds)} round{'s' * (len(rounds) != 1)}" if records else "nothing measured",
-             ", ".join(dict.fromkeys(r.machine.get("id", "unknown machine") for r in records)),
-             ", ".join(dict.fromkeys(f"tier {r.case.get('tier', '?')}" for r in records)), ", ".join(data)]
+    parts = [
+        f"n = {len(rounds)} round{'s' * (len(rounds) != 1)}" if records else "nothing measured",
+        ", ".join(dict.fromkeys(r.machine.get("id", "unknown machine") for r in records)),
+        ", ".join(dict.fromkeys(f"tier {r.case.get('tier', '?')}" for r in records)),
+        ", ".join(data),
+    ]
     return clean("; ".join(filter(None, parts)))
 
 
 def _names(records: Sequence[Record]) -> dict[str, str]:
     """Case key -> what the case is called beside the others."""
     several = len({r.case["workload"] for r in records}) > 1
-    return {r.case["key"]: clean((f"{tables.title(r.case['workload'])}, " if several else "") + r.case.get("label", ""), 60) for r in records}
+    return {
+        r.case["key"]: clean((f"{tables.title(r.case['workload'])}, " if several else "") + r.case.get("label", ""), 60) for r in records
+    }
 
 
 @styled
@@ -34,20 +39,40 @@ def phases(records: Sequence[Record]):
     """Where a step goes: milliseconds of wait, copy, forward, backward, optimizer per step and case (mean over all rounds). Returns the Axes."""
     timed = [r for r in records if r.status == "ok" and r.samples and r.samples.get("phases")]
     names = _names(timed)
-    means = {key: {phase: 1e3 * statistics.fmean(v for r in timed if r.case["key"] == key for v in r.samples["phases"].get(phase) or [0.0])
-                   for phase in PHASES} for key in names}
+    means = {
+        key: {
+            phase: 1e3 * statistics.fmean(v for r in timed if r.case["key"] == key for v in r.samples["phases"].get(phase) or [0.0])
+            for phase in PHASES
+        }
+        for key in names
+    }
     figure, grid = figure_of(1.6 + 0.5 * max(len(means), 1))
     axes = grid[0, 0]
     for y, (key, parts) in enumerate(means.items()):
         left, total = 0.0, sum(parts.values())
         for phase, ms in parts.items():
-            axes.barh([y + 0.16], [ms], left=[left], height=0.34, color=PHASES[phase], edgecolor="white", linewidth=0.6,
-                      label=phase if y == 0 else "_nolegend_")
+            axes.barh(
+                [y + 0.16],
+                [ms],
+                left=[left],
+                height=0.34,
+                color=PHASES[phase],
+                edgecolor="white",
+                linewidth=0.6,
+                label=phase if y == 0 else "_nolegend_",
+            )
             left += ms
         largest = max(parts, key=parts.get)
         axes.text(0, y - 0.2, names[key], transform=axes.get_yaxis_transform(), va="center")
-        axes.text(1, y - 0.2, f"{tables.figure(total, 'ms')}, {largest} {100 * parts[largest] / total:.0f} %", transform=axes.get_yaxis_transform(),
-                  va="center", ha="right", fontsize=8.5)
+        axes.text(
+            1,
+            y - 0.2,
+            f"{tables.figure(total, 'ms')}, {largest} {100 * parts[largest] / total:.0f} %",
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            ha="right",
+            fontsize=8.5,
+        )
     axes.set_ylim(max(len(means), 1) - 0.5, -0.6)
     axes.set_xlim(0, None)
     axes.set_yticks([])
@@ -58,12 +83,15 @@ def phases(records: Sequence[Record]):
         parts = next(iter(means.values()))
         total = sum(parts.values())
         first, second = sorted(parts, key=parts.get, reverse=True)[:2]
-        claim = (f"{first.capitalize()} takes {100 * parts[first] / total:.0f} % of a step, {second} {100 * parts[second] / total:.0f} %, "
-                 f"waiting for data {100 * parts['wait'] / total:.0f} %" + (f" ({next(iter(names.values()))})" if len(means) > 1 else ""))
+        claim = (
+            f"{first.capitalize()} takes {100 * parts[first] / total:.0f} % of a step, {second} {100 * parts[second] / total:.0f} %, "
+            f"waiting for data {100 * parts['wait'] / total:.0f} %" + (f" ({next(iter(names.values()))})" if len(means) > 1 else "")
+        )
     else:
         claim = "No phase times measured yet"
     alt = f"Stacked bars. {claim}. " + "; ".join(
-        f"{names[key]}: " + ", ".join(f"{phase} {tables.figure(ms, 'ms')}" for phase, ms in parts.items()) for key, parts in means.items())
+        f"{names[key]}: " + ", ".join(f"{phase} {tables.figure(ms, 'ms')}" for phase, ms in parts.items()) for key, parts in means.items()
+    )
     return finish(axes, _titled(claim, timed), f"Mean of all steps after the warm-up. {_origin(timed)}.", alt)
 
 
@@ -90,13 +118,28 @@ def curves(records: Sequence[Record]):
             found: dict[float, list[float]] = {}
             for point in (p for r in own for p in r.quality["curve"]):
                 found.setdefault(point[0], []).append(factor * point[column])
-            axes.plot(list(found), [statistics.fmean(v) for v in found.values()], color=shade, linewidth=2, marker="o", markersize=3.5,
-                      label="\n".join(textwrap.wrap(name, 28)))
+            axes.plot(
+                list(found),
+                [statistics.fmean(v) for v in found.values()],
+                color=shade,
+                linewidth=2,
+                marker="o",
+                markersize=3.5,
+                label="\n".join(textwrap.wrap(name, 28)),
+            )
     metric = fits[0].quality["metric"] if fits else "quality"
     if fits:
         quality.axhline(100 * fits[0].quality["chance"], color=SOFT, linewidth=1, linestyle=":")
-        quality.text(1, 100 * fits[0].quality["chance"], "chance ", transform=quality.get_yaxis_transform(), ha="right", va="bottom", fontsize=8,
-                     color=SOFT)
+        quality.text(
+            1,
+            100 * fits[0].quality["chance"],
+            "chance ",
+            transform=quality.get_yaxis_transform(),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color=SOFT,
+        )
         loss.legend(loc="upper right")  # where a falling loss leaves room
     for axes, label in ((quality, f"{metric}, %"), (loss, "training loss")):
         axes.set_xlabel("epoch")
@@ -107,11 +150,16 @@ def curves(records: Sequence[Record]):
     reached = [f"{name} {100 * statistics.fmean(values):.1f} %" for name, values in finals.items()]
     seeds = max(map(len, finals.values()), default=0)
     last = max((r.quality["curve"][-1][0] for r in fits), default=0)
-    claim = (f"{metric} after {last} epoch{'s' * (last != 1)}: {', '.join(reached)}" if fits else "No training has finished an epoch yet")
+    claim = f"{metric} after {last} epoch{'s' * (last != 1)}: {', '.join(reached)}" if fits else "No training has finished an epoch yet"
     tests = f", {fits[0].quality['n']:,} test samples" if fits else ""
-    caption = f"Left: after each epoch, {seeds} seed{'s' * (seeds != 1)}{tests}; right: steps (thin), epoch means (thick). {_origin(fits)}."
-    alt = f"Curves of {metric} and loss. {claim}. Loss at the end: " + ", ".join(
-        f"{names[r.case['key']]} {tables.figure(r.quality['curve'][-1][1])}" for r in fits) + "."
+    caption = (
+        f"Left: after each epoch, {seeds} seed{'s' * (seeds != 1)}{tests}; right: steps (thin), epoch means (thick). {_origin(fits)}."
+    )
+    alt = (
+        f"Curves of {metric} and loss. {claim}. Loss at the end: "
+        + ", ".join(f"{names[r.case['key']]} {tables.figure(r.quality['curve'][-1][1])}" for r in fits)
+        + "."
+    )
     return finish(quality, _titled(claim[0].upper() + claim[1:], fits), caption, alt)
 
 
@@ -144,7 +192,9 @@ def confusion(labels: Sequence[int], predictions: Sequence[int], classes: Sequen
         true, taken = np.unravel_index(wrong.argmax(), wrong.shape)
         claim += f"; most frequent mistake: {classes[true]} taken for {classes[taken]} ({wrong[true, taken]} of {counts[true].sum()})"
     weakest = sorted(range(size), key=lambda i: shares[i, i])[:3]
-    alt = f"Confusion matrix of {size} classes. {claim}. Weakest: " + ", ".join(f"{classes[i]} {shares[i, i]:.0f} %" for i in weakest) + "."
+    alt = (
+        f"Confusion matrix of {size} classes. {claim}. Weakest: " + ", ".join(f"{classes[i]} {shares[i, i]:.0f} %" for i in weakest) + "."
+    )
     return finish(axes, clean(claim), "Numbers: % of the true class (row).", alt)
 
 
@@ -162,7 +212,14 @@ def pictures(images, titles: Sequence[str], columns: int = 8):
     axes = grid[0, 0]
     for i, (image, title) in enumerate(zip(images, lines, strict=True)):
         x, y = i % columns, (i // columns) * (1 + top) + top
-        axes.imshow(image, extent=(x + 0.02, x + 0.98, y + 0.96, y), cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1, aspect="auto")
+        axes.imshow(
+            image,
+            extent=(x + 0.02, x + 0.98, y + 0.96, y),
+            cmap="gray",
+            vmin=0,
+            vmax=255 if image.dtype == np.uint8 else 1,
+            aspect="auto",
+        )
         axes.text(x + 0.5, y - 0.03, title, ha="center", va="bottom", fontsize=7.5, linespacing=1.05)
     axes.set_xlim(0, columns)
     axes.set_ylim(rows * (1 + top), 0)

@@ -6,10 +6,11 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from hpml import env, notebooks, records, report, study, tables
+from hpml import cases, env, notebooks, records, report, tables
 from hpml.compare import is_quality_run
 from hpml.env import HpmlError
 from hpml.notebooks import Notebook
+from hpml.results import Results
 
 GRACE_S = 20  # kernels, papermill and the report need this beyond the cases themselves
 FLOOR_S = 15  # a notebook that would get less than this is left out
@@ -21,7 +22,7 @@ def run(*, tier: str, workloads: list[str], only: list[str] | None, run_id: str 
 
     Everything is checked before anything runs: raises HpmlError for an unknown tier, workload, notebook, device or run.
     """
-    study.use(tier=tier, workloads=workloads, data=data, device=device, run_id=run_id or "lab")
+    cases.use(tier=tier, workloads=workloads, data=data, device=device, run_id=run_id or "lab")
     from hpml import data as sources
 
     if data != "auto" and data not in sources.SOURCES:
@@ -150,7 +151,7 @@ def _say_verdicts(folder: Path, name: str, shown: set[str]) -> None:
     """The new verdicts as sentences, so that somebody who waits has something to read."""
     found = records.read(folder / "records.jsonl")
     own = [r for r in found if r.notebook == name and not is_quality_run(r)]
-    for row in study.Results(own, found).rows():
+    for row in Results(own, found).rows():
         if not row.is_baseline and row.rounds and (line := tables.sentence(row)) not in shown:
             shown.add(line)
             print(f"    {line}")

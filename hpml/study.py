@@ -1,10 +1,8 @@
-"""The study: cases, sweeps, interleaved rounds and their results. This is what notebooks call."""
+"""The study: cases measured in interleaved rounds inside a budget, with everything that was measured before loaded."""
 
 import dataclasses
 import functools
 import hashlib
-import inspect
-import itertools
 import json
 import os
 import random
@@ -15,112 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpml import compare, env, launch, limits, records, workloads
+from hpml.cases import Case, case, session
 from hpml.env import HpmlError
-from hpml.knobs import validate
 from hpml.records import PROTOCOL_VERSION, Record
+from hpml.results import Results
 
-TIERS = ("smoke", "cpu", "gpu", "full")
 TIMEOUT_S = {"smoke": 120, "cpu": 600, "gpu": 600, "full": 7 * 86_400}
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
-MEASURING = ("measure.py", "train.py", "infer.py", "loading.py", "launch.py", "export.py", "limits.py", "data/*.py", "engines/*.py")
+MEASURING = ("measure.py", "train.py", "fit.py", "infer.py", "loading.py", "launch.py", "export.py", "limits.py", "data/*.py", "engines/*.py")
 
 
-@dataclass
-class Session:
-    """What the cases of one notebook share; set by `use`."""
-
-    run_id: str = "lab"
-    notebook: str | None = None
-    tier: str = "smoke"
-    data: str = "auto"
-    device: str = "cpu"
-
-
-_session = Session()
-
-
-def use(*, notebook: str | None = None, tier: str = "smoke", workloads: Sequence[str] = (), data: str = "auto", device: str | None = None,
-        run_id: str | None = None) -> Session:
-    """Check a notebook's parameters and make them the defaults of what follows; `device` None = a GPU where there is one.
-
-    Raises HpmlError for an unknown tier, workload, device or run id.
-    """
-    global _session
-    check_tier(tier)
-    for name in workloads:
-        get_workload(name)
-    if device not in (None, "cpu", "cuda"):
-        raise HpmlError(f"device {device!r}: choose cpu or cuda")
-    if device == "cuda" and env.no_gpu():
-        raise HpmlError(f"device 'cuda': {env.no_gpu()}")
-    run_id = run_id or os.environ.get("HPML_RUN_ID") or "lab"
-    env.run_dir(run_id)
-    _session = Session(run_id=run_id, notebook=notebook, tier=tier, data=data,
-                       device=device or ("cuda" if tier in ("gpu", "full") and not env.no_gpu() else "cpu"))
-    return _session
-
-
-def check_tier(tier: str) -> None:
-    if tier not in TIERS:
-        raise HpmlError(f"unknown tier {tier!r}: choose from {', '.join(TIERS)}")
-
-
-def get_workload(name: str):
-    """The workload's module (see hpml/workloads). Raises HpmlError for an unknown one."""
-    return workloads.get(name)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A workload with every knob fixed: the thing that is measured."""
-
-    workload: str
-    phase: str
-    tier: str
-    knobs: dict
-    protocol: dict
-    technique: str
-    arm: str = ""  # tells the two sides of an A/A comparison apart
-
-    def sweep(self, **values: Sequence) -> list["Case"]:
-        """One case for each combination of the given values; the first is the baseline."""
-        for name, options in values.items():
-            if isinstance(options, str) or not isinstance(options, Sequence) or not options:
-                raise HpmlError(f"sweep: {name} needs a list of values, not {options!r}")
-        combinations = itertools.product(*values.values())
-        return [self.but(**dict(zip(values, combination, strict=True))) for combination in combinations]
-
-    def but(self, **knobs) -> "Case":
-        """This case with some knobs set otherwise; several of them make a stack."""
-        technique = "+".join(knobs) or self.technique
-        return dataclasses.replace(self, knobs=validate(self.phase, {**self.knobs, **knobs}), technique=technique)
-
-    def label(self, others: Sequence["Case"]) -> str:
-        """The knobs in which the cases of a comparison differ, with this case's values."""
-        varying = [name for name in self.knobs if any(case.knobs[name] != self.knobs[name] for case in others)]
-        return ", ".join(f"{name}={self.knobs[name]}" for name in varying) or (self.arm or "as it is")
-
-
-def case(workload: str, *, phase: str = "train", tier: str | None = None, fit: bool = False, **knobs) -> Case:
-    """A case of `workload` with the sizes of the tier; further knobs by name. `fit=True`: train for real by the tier's stop rule.
-
-    Raises HpmlError for an unknown workload, phase, tier or knob, or a value out of range.
-    """
-    tier = tier or _session.tier
-    check_tier(tier)
-    if workload == "machine":
-        return Case(workload, phase, tier, validate(phase, knobs), {}, "limit")
-    if workload.endswith(".py"):
-        workload = str(Path(workload).expanduser().resolve())  # children may have another working folder
-    sizes = get_workload(workload).SIZES[tier]
-    # A reader may set a size; what the tier sets is only its default.
-    defaults = {"data": _session.data, "device": _session.device, **sizes["fit" if fit else "infer" if phase == "export" else phase]}
-    allowed = validate(phase, {})
-    chosen = {name: value for name, value in defaults.items() if name in allowed}
-    return Case(workload, phase, tier, validate(phase, {**chosen, **knobs}), dict(sizes["protocol"]), "as it is")
-
-
-def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None = None, run_id: str | None = None) -> "Results":
+def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None = None, run_id: str | None = None) -> Results:
     """Measure the cases in interleaved rounds, each in a fresh process, and return their results.
 
     A case that was measured before in this run under the same protocol, code, data and machine is loaded, and said; `fresh=True`
@@ -134,7 +37,7 @@ def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None
         raise HpmlError("one comparison has one workload, one phase and one tier")
     if len({(json.dumps(c.knobs, sort_keys=True), c.arm) for c in cases}) < len(cases):
         raise HpmlError("two cases of one comparison are the same: a case can be compared with itself only by hpml.noise_floor")
-    run_id = run_id or _session.run_id
+    run_id = run_id or session().run_id
     folder = env.run_dir(run_id)
     store = folder / "records.jsonl"
     rounds = rounds or int(os.environ.get("HPML_ROUNDS") or 0) or None
@@ -181,7 +84,7 @@ def _code(workload: str) -> str:
     package = Path(__file__).parent
     files = [path for pattern in MEASURING for path in sorted(package.glob(pattern))]
     if workload != "machine":
-        files.append(Path(get_workload(workload).__file__))
+        files.append(Path(workloads.get(workload).__file__))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
@@ -280,7 +183,7 @@ def _one(plan: _Plan, index: int, number: int, order: list[int], known_limits: d
         "label": one.label(plan.cases), "order": index, "baseline": plan.keys[0], "arm": one.arm,
         "differs_in": [name for name in one.knobs if one.knobs[name] != base.knobs[name]]}
     log = folder / "logs" / f"{Path(one.workload).stem}-{one.phase}-{key}-r{number}.log"
-    shared = {"run_id": plan.run_id, "case": described, "knobs": one.knobs, "notebook": _session.notebook, "machine": env.machine(),
+    shared = {"run_id": plan.run_id, "case": described, "knobs": one.knobs, "notebook": session().notebook, "machine": env.machine(),
               "versions": env.versions(), "git": env.git()}
     left = _seconds_left()
     expected = plan.seconds.get(key) or max(plan.seconds.values(), default=0.0)
@@ -340,17 +243,18 @@ def _say(record: Record, number: int, rounds: int) -> None:
 
 
 def noise_floor(workload: str, *, phase: str = "train", tier: str | None = None, rounds: int | None = None, run_id: str | None = None,
-                **knobs) -> "Results":
+                **knobs) -> Results:
     """The same case against itself, as two arms of a comparison: what differs between them is noise."""
     base = case(workload, phase=phase, tier=tier, **knobs)
     arms = [dataclasses.replace(base, arm=arm, technique=compare.NOISE) for arm in ("A", "A again")]
-    return run(arms, rounds=rounds or (compare.MAX_ROUNDS if base.tier != "smoke" else compare.MIN_ROUNDS), run_id=run_id)
+    usual = compare.MAX_ROUNDS if base.tier != "smoke" else compare.MIN_ROUNDS
+    return run(arms, rounds=rounds or int(os.environ.get("HPML_ROUNDS") or 0) or usual, run_id=run_id)
 
 
-def measure_limits(*, tier: str | None = None, device: str | None = None) -> "Results":
+def measure_limits(*, tier: str | None = None, device: str | None = None) -> Results:
     """The machine's measured limits: peak FLOP/s by data type, memory and copy bandwidth, JPEG decodes/s. One round each."""
-    tier = tier or _session.tier
-    device = device or _session.device
+    tier = tier or session().tier
+    device = device or session().device
     seconds = {"smoke": 0.05, "cpu": 1.0, "gpu": 1.0, "full": 3.0}[tier]
     cases = [dataclasses.replace(case("machine", phase="limit", tier=tier, device=device, **{**spec, "dtype": spec["dtype"] or "any",
              "engine": spec["engine"] or "torch"}), protocol={"min_seconds": seconds, "rounds": 1}) for spec in limits.plan(device)]
@@ -359,7 +263,7 @@ def measure_limits(*, tier: str | None = None, device: str | None = None) -> "Re
 
 def trained(workload: str, *, tier: str | None = None, data: str | None = None, run_id: str | None = None) -> Path:
     """The run's trained weights of a workload: those that its training notebook left, else trained now by the same stop rule."""
-    tier, data, run_id = tier or _session.tier, data or _session.data, run_id or _session.run_id
+    tier, data, run_id = tier or session().tier, data or session().data, run_id or session().run_id
     path = env.run_dir(run_id) / "models" / f"{Path(workload).stem}.safetensors"
     if not path.exists():
         print(f"no trained {workload} in this run yet: training it first")
@@ -367,7 +271,7 @@ def trained(workload: str, *, tier: str | None = None, data: str | None = None, 
     return path
 
 
-def keep(results: "Results", **knobs) -> Path:
+def keep(results: Results, **knobs) -> Path:
     """Make the weights that a fit left (the one with these knobs) the run's trained weights of its workload, with their record."""
     fits = [r for r in results.records if r.status == "ok" and r.actual.get("artefacts")
             and all(r.knobs.get(name) == value for name, value in knobs.items())]
@@ -382,84 +286,4 @@ def keep(results: "Results", **knobs) -> Path:
     return path
 
 
-class Results:
-    """Records of one comparison (or of a whole run) with their rows, charts and sentences."""
-
-    def __init__(self, own: list[Record], context: list[Record] | None = None) -> None:
-        self.records = own
-        self._context = own if context is None else context  # where quality runs and the noise floor are looked up
-
-    def rows(self) -> list[compare.Row]:
-        """Each case beside its baseline; machines apart."""
-        found = []
-        for machine in dict.fromkeys(r.machine.get("id") for r in self.records):
-            around = [r for r in self._context if r.machine.get("id") == machine]
-            groups = {r.case["group"] for r in self.records if r.machine.get("id") == machine}
-            found += [row for row in compare.rows(around) if row.group in groups]
-        return found
-
-    def frame(self):
-        """pandas: one row per case and round."""
-        import pandas as pd
-
-        flat = []
-        for r in self.records:
-            stats, quality = r.stats or {}, r.quality or {}
-            flat.append({
-                "workload": r.case["workload"], "phase": r.case["phase"], "case": r.case["label"], "round": r.protocol.get("round"),
-                "status": r.status, "reason": r.reason, "samples_per_s": stats.get("per_s"), "median_s": stats.get("median"),
-                "p99_s": stats.get("p99"), "n": stats.get("n"), "first_call_s": r.cold.get("first_call_s"),
-                "load_s": r.cold.get("load_s"), "peak_rss_mib": r.memory.get("peak_rss_mib"), "wait_share": r.io.get("wait_share"),
-                "quality": quality.get("value"), "limit_percent": (r.limit or {}).get("percent"), "busy": r.protocol.get("busy"),
-                **r.knobs})
-        return pd.DataFrame(flat)
-
-    def plot(self, *, guess: float | None = None, **options):
-        """The comparison as a chart: ratios with intervals, the noise band, the reader's guess as a diamond. Returns Axes."""
-        from hpml import plot
-
-        return plot.comparison(self.rows(), guess=guess, **options)
-
-    def why(self, **knobs) -> str:
-        """The verdict on the case with these knobs as one sentence. Raises HpmlError when no case has them."""
-        from hpml import tables
-
-        fitting = [row for row in self.rows() if all(row.knobs.get(name) == value for name, value in knobs.items())]
-        if not fitting:
-            raise HpmlError(f"no case with {', '.join(f'{k}={v}' for k, v in knobs.items())} in these results")
-        return tables.sentence(fitting[0])
-
-    def __repr__(self) -> str:
-        from hpml import tables
-
-        return tables.text(self.rows()) if self.rows() else f"{len(self.records)} records"
-
-
-def load(name: str, *, workload: str | None = None, notebook: str | None = None, machine: str | None = None) -> Results:
-    """Results of a run by its id, or of the committed reference machines ("reference"), as they were recorded.
-
-    Only those of one workload, notebook or machine where these are given. Raises HpmlError for a run without records; the reference
-    may be empty.
-    """
-    if name == "reference":
-        paths = sorted(env.reference_dir().glob("*/records.jsonl"))
-    else:
-        paths = [env.run_dir(name) / "records.jsonl"]
-    found = [r for path in paths for r in records.read(path)]
-    if not found and name != "reference":
-        raise HpmlError(f"no records in run {name!r} ({paths[0]}): run the study first (hpml run --run-id {name})")
-    own = [r for r in found if workload in (None, r.case["workload"]) and notebook in (None, r.notebook)
-           and machine in (None, r.machine.get("id"))]
-    return Results(own, found)
-
-
-def show(function) -> None:
-    """Print the library's own source of a function without its docstring, so that no notebook holds a second copy of it."""
-    lines, _ = inspect.getsourcelines(function)
-    source = inspect.cleandoc("\n" + "".join(lines)) if lines[0].startswith(" ") else "".join(lines)
-    doc = inspect.getdoc(function)
-    if doc:
-        start = source.index('"""')
-        end = source.index('"""', start + 3) + 3
-        source = source[:start].rstrip(" ") + source[end:].lstrip("\n")
-    print(f"# {Path(inspect.getsourcefile(function)).name}\n{source.rstrip()}")
+get_workload = workloads.get

@@ -13,7 +13,14 @@ from hpml.compare import MIN_ROUNDS, TOO_NOISY, Row, percent
 WIDTH = 130
 SMOKE = "smoke: not a result"
 # How the course's workloads are written; another one is written as it is called.
-TITLES = {"resnet50": "ResNet-50", "xlnet": "XLNet", "deeplabv3": "DeepLabV3", "resnet152": "ResNet-152", "clip": "CLIP", "shuttle": "Shuttle"}
+TITLES = {
+    "resnet50": "ResNet-50",
+    "xlnet": "XLNet",
+    "deeplabv3": "DeepLabV3",
+    "resnet152": "ResNet-152",
+    "clip": "CLIP",
+    "shuttle": "Shuttle",
+}
 PHASES = {"train": "training", "infer": "inference", "export": "export", "data": "data loading"}
 
 
@@ -122,7 +129,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     for row, label in zip(rows, names(rows), strict=True):
         if row.verdict == "not measured here":
             reasons.setdefault(_reason(row), []).append(label)
-    found = [f"not measured here: {', '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in reasons.items()]
+    found = [f"not measured here: {'; '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in reasons.items()]
     if any(row.limit_percent and row.limit_percent > 100 for row in rows):
         found.append("(!) above 100 %: the measured limit is too low")
     return found
@@ -139,8 +146,10 @@ def text(rows: Sequence[Row]) -> str:
         return "no cases"
     cells = columns(rows)
     if len(_lines(cells)[0]) > WIDTH and "quality" in cells:  # n and the number of seeds stand in the sentence
-        cells["quality"] = [re.split(r",? \(?(?:n=|margin|interval)|, n=", item)[0].rstrip(",")
-                            + (")" if item.startswith("kept (") else "") for item in cells["quality"]]
+        cells["quality"] = [
+            re.split(r",? \(?(?:n=|margin|interval)|, n=", item)[0].rstrip(",") + (")" if item.startswith("kept (") else "")
+            for item in cells["quality"]
+        ]
     heading = [SMOKE] if any(row.tier == "smoke" for row in rows) else []
     remarks = [line for note in notes(rows) for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
     return "\n".join([*heading, *_lines(cells), *remarks])
@@ -150,11 +159,16 @@ def _lines(cells: dict[str, list[str]]) -> list[str]:
     widths = {name: max(map(len, [name, *texts])) for name, texts in cells.items()}
 
     def line(values: dict[str, str]) -> str:
-        return "  ".join(value.rjust(widths[name]) if name in NUMBERS else value.ljust(widths[name]) for name, value in values.items()).rstrip()
+        return "  ".join(
+            value.rjust(widths[name]) if name in NUMBERS else value.ljust(widths[name]) for name, value in values.items()
+        ).rstrip()
 
     body = [line({name: texts[i] for name, texts in cells.items()}) for i in range(len(next(iter(cells.values()))))]
-    return [line({name: name for name in cells}).ljust(sum(widths.values()) + 2 * (len(widths) - 1)).rstrip(),
-            "  ".join("-" * width for width in widths.values()), *body]
+    return [
+        line({name: name for name in cells}).ljust(sum(widths.values()) + 2 * (len(widths) - 1)).rstrip(),
+        "  ".join("-" * width for width in widths.values()),
+        *body,
+    ]
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -200,23 +214,34 @@ def settings(row: Row, names: Sequence[str], between: str = " and ") -> str:
 
 def sentence(row: Row, baseline: Row | None = None) -> str:
     """The verdict on one case as a full sentence with everything that it rests on; `baseline` adds what it is compared with."""
-    what = f"{title(row.workload)} {PHASES.get(row.phase, row.phase)} with {settings(row, row.differs_in) or row.label}"
+    size = f" at batch {row.knobs['batch']}" if row.phase == "infer" and "batch" in row.knobs and "batch" not in row.differs_in else ""
+    what = f"{title(row.workload)} {PHASES.get(row.phase, row.phase)}{size} with {settings(row, row.differs_in) or row.label}"
     if row.stack:
         what += f" (a stack of {_listing(row.differs_in)})"
     before = settings(baseline, row.differs_in) if baseline else ""
     than = f"the baseline ({before})" if before else "the baseline"
     if row.verdict == "not measured here":
         if row.status == "ok":  # it ran, its baseline did not
-            return f"{_smoke(row)}{what} has no verdict: its baseline has no figure ({figure(row.per_s, 'samples/s')} over {_rounds(row)})."
+            return (
+                f"{_smoke(row)}{what} has no verdict: its baseline has no figure ({figure(row.per_s, 'samples/s')} over {_rounds(row)})."
+            )
         return f"{what} was not measured here: {_reason(row).rstrip('.')}."
     if row.is_baseline:
         return f"{_smoke(row)}{what} is the baseline: {figure(row.per_s, 'samples/s')}, the median of {_rounds(row)}{_of_limit(row)}."
-    found = f"{ratio(row.ratio)}, 95 % interval {row.low:.2f} to {row.high:.2f} over {_rounds(row)}" if row.low is not None else ratio(row.ratio)
+    found = (
+        f"{ratio(row.ratio)}, 95 % interval {row.low:.2f} to {row.high:.2f} over {_rounds(row)}"
+        if row.low is not None
+        else ratio(row.ratio)
+    )
     if row.tier == "smoke":
         figures = f": {found}" if found else ""
         return f"{_smoke(row)}{what} ran beside {than}{figures}; this tier shows that it works, not how fast it is."
     if row.verdict == "too few rounds":
-        why = "no noise floor is recorded for this machine" if row.rounds >= MIN_ROUNDS else f"too few rounds ({row.rounds} of {MIN_ROUNDS})"
+        why = (
+            "no noise floor is recorded for this machine"
+            if row.rounds >= MIN_ROUNDS
+            else f"too few rounds ({row.rounds} of {MIN_ROUNDS})"
+        )
         so_far = f"; so far {found} against {than}" if found else ""
         return f"No verdict on {what}: {why}{so_far}{_quality(row)}{_of_limit(row)}."
     noisy = "; machine too noisy" if row.floor > TOO_NOISY else ""

@@ -8,36 +8,98 @@ import pytest
 from hpml import compare, records, tables
 from hpml.records import Record
 
-MACHINE = {"id": "xeon-platinum-8480c-2c-a1b2c3", "cpu": "Xeon Platinum 8480C", "cores": 2, "ram_gib": 24, "gpu": None, "isa": ["avx512f", "amx_bf16"]}
+MACHINE = {
+    "id": "xeon-platinum-8480c-2c-a1b2c3",
+    "cpu": "Xeon Platinum 8480C",
+    "cores": 2,
+    "ram_gib": 24,
+    "gpu": None,
+    "isa": ["avx512f", "amx_bf16"],
+}
 DATA = {"name": "cifar10", "title": "CIFAR-10", "origin": "real", "n_train": 50_000, "n_test": 10_000, "checksum": "0" * 64}
-BASE = {"train": {"precision": "fp32", "memory_format": "contiguous", "workers": 0, "script": "none", "batch": 32, "epochs": 0, "device": "cpu"},
-        "infer": {"engine": "eager", "precision": "fp32", "batch": 1, "device": "cpu", "measure": "speed"},
-        "limit": {"kind": "matmul", "dtype": "fp32", "engine": "torch", "device": "cpu"}}
+BASE = {
+    "train": {
+        "precision": "fp32",
+        "memory_format": "contiguous",
+        "workers": 0,
+        "script": "none",
+        "batch": 32,
+        "epochs": 0,
+        "device": "cpu",
+    },
+    "infer": {"engine": "eager", "precision": "fp32", "batch": 1, "device": "cpu", "measure": "speed"},
+    "limit": {"kind": "matmul", "dtype": "fp32", "engine": "torch", "device": "cpu"},
+}
 SHARES = {"wait": 0.08, "copy": 0.01, "forward": 0.3, "backward": 0.55, "optimizer": 0.06}
 
 
-def make(workload="resnet50", phase="train", *, changes=None, varying=(), group="g", base=None, per_s=50.0, number=0, status="ok", reason=None, tier="cpu",
-         technique=None, spread=0.01, limit=24.0, quality=None, order=0, machine=MACHINE, arm="", **fields) -> Record:
+def make(
+    workload="resnet50",
+    phase="train",
+    *,
+    changes=None,
+    varying=(),
+    group="g",
+    base=None,
+    per_s=50.0,
+    number=0,
+    status="ok",
+    reason=None,
+    tier="cpu",
+    technique=None,
+    spread=0.01,
+    limit=24.0,
+    quality=None,
+    order=0,
+    machine=MACHINE,
+    arm="",
+    **fields,
+) -> Record:
     """One record of the case that differs from the phase's defaults in `changes`."""
     knobs = {**BASE[phase], **(base or {}), **(changes or {})}
     first = {**BASE[phase], **(base or {})}
     key = f"{workload}-{phase}-{sorted(knobs.items())}-{arm}"
     label = ", ".join(f"{k}={knobs[k]}" for k in varying) or arm or "as it is"
-    case = {"workload": workload, "phase": phase, "technique": technique or "+".join(changes or {}) or "as it is", "tier": tier, "key": key,
-            "group": f"{workload}-{phase}-{group}", "label": label, "order": order, "arm": arm,
-            "baseline": f"{workload}-{phase}-{sorted(first.items())}-{'A' if arm else ''}", "differs_in": [k for k in knobs if knobs[k] != first[k]]}
+    case = {
+        "workload": workload,
+        "phase": phase,
+        "technique": technique or "+".join(changes or {}) or "as it is",
+        "tier": tier,
+        "key": key,
+        "group": f"{workload}-{phase}-{group}",
+        "label": label,
+        "order": order,
+        "arm": arm,
+        "baseline": f"{workload}-{phase}-{sorted(first.items())}-{'A' if arm else ''}",
+        "differs_in": [k for k in knobs if knobs[k] != first[k]],
+    }
     rng = random.Random(f"{key}{number}")
     if status == "ok" and phase != "limit":
         items = knobs["batch"]
         values = [items / (per_s * rng.gauss(1, spread)) for _ in range(12)]
         phases = {name: [share * v for v in values] for name, share in SHARES.items()} if phase == "train" else None
-        fields = {"samples": {"unit": "s", "items": items, "values": values, "phases": phases}, "memory": {"peak_rss_mib": 1234.5},
-                  "stats": records.stats(values, items=items, center="mean" if phase == "train" else "median"),
-                  "cold": {"first_call_s": 5 * values[0]}, "actual": {"device": "cpu", "data": DATA},
-                  "limit": {"flops": 1e9, "bytes": 1e6, "bound": "compute", "percent": limit} if limit else None, **fields}
-    return Record(run_id="made-up", status=status, reason=reason, case=case, knobs=knobs, quality=quality, machine=machine,
-                  protocol={"round": number, "warmup": 3, "seed": number, "busy": False}, git={"commit": "0" * 40, "dirty": False},
-                  versions={"python": "3.11", "torch": "2.14.1"}, **fields)
+        fields = {
+            "samples": {"unit": "s", "items": items, "values": values, "phases": phases},
+            "memory": {"peak_rss_mib": 1234.5},
+            "stats": records.stats(values, items=items, center="mean" if phase == "train" else "median"),
+            "cold": {"first_call_s": 5 * values[0]},
+            "actual": {"device": "cpu", "data": DATA},
+            "limit": {"flops": 1e9, "bytes": 1e6, "bound": "compute", "percent": limit} if limit else None,
+            **fields,
+        }
+    return Record(
+        run_id="made-up",
+        status=status,
+        reason=reason,
+        case=case,
+        knobs=knobs,
+        quality=quality,
+        machine=machine,
+        protocol={"round": number, "warmup": 3, "seed": number, "busy": False},
+        git={"commit": "0" * 40, "dirty": False},
+        versions={"python": "3.11", "torch": "2.14.1"},
+        **fields,
+    )
 
 
 def sweep(knob, values, *, workload="resnet50", phase="train", rounds=4, rates=(), base=None, lost=None, **options) -> list[Record]:
@@ -49,55 +111,115 @@ def sweep(knob, values, *, workload="resnet50", phase="train", rounds=4, rates=(
             status, reason = (lost or {}).get(value, ("ok", None))
             if status != "ok" and number:
                 continue
-            found.append(make(workload, phase, changes=changes, varying=(knob,), base={**(base or {}), knob: values[0]}, number=number, order=order,
-                              group=f"{knob}{base}", status=status, reason=reason,
-                              per_s=(rates[order] if rates else 50.0) * random.Random(f"{number}{knob}{workload}").gauss(1, 0.02), **options))
+            found.append(
+                make(
+                    workload,
+                    phase,
+                    changes=changes,
+                    varying=(knob,),
+                    base={**(base or {}), knob: values[0]},
+                    number=number,
+                    order=order,
+                    group=f"{knob}{base}",
+                    status=status,
+                    reason=reason,
+                    per_s=(rates[order] if rates else 50.0) * random.Random(f"{number}{knob}{workload}").gauss(1, 0.02),
+                    **options,
+                )
+            )
     return found
 
 
 def stack(changes, *, workload="resnet50", rounds=4, rates=(50, 90), **options) -> list[Record]:
-    return [make(workload, changes=c, varying=tuple(changes), group="stack", number=n, order=o, per_s=rates[o], **options)
-            for n in range(rounds) for o, c in enumerate(({}, changes))]
+    return [
+        make(workload, changes=c, varying=tuple(changes), group="stack", number=n, order=o, per_s=rates[o], **options)
+        for n in range(rounds)
+        for o, c in enumerate(({}, changes))
+    ]
 
 
 def noise(phase="train", workload="resnet50", rounds=6, spread=0.01) -> list[Record]:
     """A/A records."""
     rng = random.Random(phase)
-    return [make(workload, phase, number=n, order=o, arm=arm, technique=compare.NOISE, group="aa", per_s=50 * rng.gauss(1, spread))
-            for n in range(rounds) for o, arm in enumerate(("A", "A again"))]
+    return [
+        make(workload, phase, number=n, order=o, arm=arm, technique=compare.NOISE, group="aa", per_s=50 * rng.gauss(1, spread))
+        for n in range(rounds)
+        for o, arm in enumerate(("A", "A again"))
+    ]
 
 
 def fit(value, *, changes=None, number=0, workload="resnet50", epochs=4, informative=True, **options) -> Record:
     """A whole training with its curve."""
     rng = random.Random(f"{value}{number}{changes}")
-    curve = [[e + 1, 2.3 * 0.7 ** (e + 1) + rng.gauss(0, 0.02), value * (1 - 0.5 ** (e + 1)) / (1 - 0.5 ** epochs)] for e in range(epochs)]
+    curve = [[e + 1, 2.3 * 0.7 ** (e + 1) + rng.gauss(0, 0.02), value * (1 - 0.5 ** (e + 1)) / (1 - 0.5**epochs)] for e in range(epochs)]
     losses = [2.3 * 0.7 ** (i / 15) + rng.gauss(0, 0.1) for i in range(15 * epochs)]
-    scores = {"metric": "top-1 accuracy", "value": value, "n": 1000, "chance": 0.1, "margin": 0.01, "informative": informative, "curve": curve,
-              "losses": losses, "losses_every": 1}
-    return make(workload, changes={**(changes or {}), "epochs": epochs}, varying=tuple(changes or {}) or ("epochs",), number=number, quality=scores,
-                group="fit", **options)
+    scores = {
+        "metric": "top-1 accuracy",
+        "value": value,
+        "n": 1000,
+        "chance": 0.1,
+        "margin": 0.01,
+        "informative": informative,
+        "curve": curve,
+        "losses": losses,
+        "losses_every": 1,
+    }
+    return make(
+        workload,
+        changes={**(changes or {}), "epochs": epochs},
+        varying=tuple(changes or {}) or ("epochs",),
+        number=number,
+        quality=scores,
+        group="fit",
+        **options,
+    )
 
 
 def limit(kind, dtype, engine, value, unit, **options) -> Record:
     if value is None:
-        return make("machine", "limit", changes={"kind": kind, "dtype": dtype, "engine": engine}, status="unsupported", reason="bf16 is not in this library",
-                    technique="limit", **options)
-    return make("machine", "limit", changes={"kind": kind, "dtype": dtype, "engine": engine}, technique="limit", actual={"value": value, "unit": unit},
-                **options)
+        return make(
+            "machine",
+            "limit",
+            changes={"kind": kind, "dtype": dtype, "engine": engine},
+            status="unsupported",
+            reason="bf16 is not in this library",
+            technique="limit",
+            **options,
+        )
+    return make(
+        "machine",
+        "limit",
+        changes={"kind": kind, "dtype": dtype, "engine": engine},
+        technique="limit",
+        actual={"value": value, "unit": unit},
+        **options,
+    )
 
 
 def study() -> list[Record]:
     """A small but whole study: two workloads, trainings, inference, what failed, noise and limits."""
     found = noise() + noise("infer")
-    found += sweep("precision", ["fp32", "bf16", "fp16"], rates=(50, 69, 0), lost={"fp16": ("unsupported", "FP16 training on a CPU: no fast FP16 here")})
+    found += sweep(
+        "precision",
+        ["fp32", "bf16", "fp16"],
+        rates=(50, 69, 0),
+        lost={"fp16": ("unsupported", "FP16 training on a CPU: no fast FP16 here")},
+    )
     found += sweep("memory_format", ["contiguous", "channels_last"], rates=(50, 50.2))
     found += sweep("workers", [0, 1, 2, 4], rates=(50, 56, 54, 41))
     found += stack({"precision": "bf16", "memory_format": "channels_last"}, rates=(50, 80))
     found += sweep("precision", ["fp32", "bf16"], workload="xlnet", rates=(8, 12.2), rounds=6)
     found += sweep("workers", [0, 2], workload="xlnet", rounds=2, rates=(8, 8.1))
     for batch in (1, 8, 32):
-        found += sweep("engine", ["eager", "onnxruntime", "openvino", "tensorrt"], phase="infer", base={"batch": batch}, rounds=3,
-                       rates=[r * batch ** 0.4 for r in (33, 61, 74, 0)], lost={"tensorrt": ("unsupported", "no NVIDIA GPU or no driver")})
+        found += sweep(
+            "engine",
+            ["eager", "onnxruntime", "openvino", "tensorrt"],
+            phase="infer",
+            base={"batch": batch},
+            rounds=3,
+            rates=[r * batch**0.4 for r in (33, 61, 74, 0)],
+            lost={"tensorrt": ("unsupported", "no NVIDIA GPU or no driver")},
+        )
     found += [fit(0.791 + 0.004 * n, number=n) for n in range(3)]
     found += [fit(0.794 + 0.004 * n, number=n, changes={"precision": "bf16"}) for n in range(3)]
     for kind, base in (("matmul", 1.9e11), ("conv3x3", 2.4e11)):
@@ -114,7 +236,9 @@ def only(rows, **wanted):
     return row
 
 
-PRECISION = dict(knob="precision", values=["fp32", "bf16", "fp16"], rates=(50, 69, 0), lost={"fp16": ("unsupported", "no fast FP16 | <b>here</b>")})
+PRECISION = dict(
+    knob="precision", values=["fp32", "bf16", "fp16"], rates=(50, 69, 0), lost={"fp16": ("unsupported", "no fast FP16 | <b>here</b>")}
+)
 
 
 def rows_of_precision(**options):
@@ -122,9 +246,24 @@ def rows_of_precision(**options):
     return [row for row in compare.rows(noise() + sweep(**{**PRECISION, **options}) + fits)]
 
 
-@pytest.mark.parametrize(("value", "shown"), [
-    (None, ""), (0, "0"), (52.34, "52.3"), (1234.5, "1,230"), (0.01234, "0.0123"), (5.0, "5.00"), (99.96, "100"), (9.999, "10.0"), (0.5, "0.500"),
-    (123456, "123,000"), (1.5e9, "1.50e9"), (-3.14159, "-3.14"), (0.00012, "1.20e-4")])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, ""),
+        (0, "0"),
+        (52.34, "52.3"),
+        (1234.5, "1,230"),
+        (0.01234, "0.0123"),
+        (5.0, "5.00"),
+        (99.96, "100"),
+        (9.999, "10.0"),
+        (0.5, "0.500"),
+        (123456, "123,000"),
+        (1.5e9, "1.50e9"),
+        (-3.14159, "-3.14"),
+        (0.00012, "1.20e-4"),
+    ],
+)
 def test_figures_have_three_significant_digits(value, shown):
     assert tables.figure(value) == shown
 
@@ -141,8 +280,16 @@ def test_text_shows_every_case_with_its_figures_and_the_reason_of_what_is_missin
     assert head.split("  ")[0] == "case" and "samples/s" in head and "latency" not in head
     assert "baseline" in base and base.count("1.") == 0
     row = only(rows_of_precision(), precision="bf16")
-    for part in ("precision=bf16", tables.figure(row.per_s), f"{row.ratio:.2f}x", f"[{row.low:.2f}, {row.high:.2f}]", "faster", "kept (+0.3 points",
-                 "1,230", "24.0 (compute)"):
+    for part in (
+        "precision=bf16",
+        tables.figure(row.per_s),
+        f"{row.ratio:.2f}x",
+        f"[{row.low:.2f}, {row.high:.2f}]",
+        "faster",
+        "kept (+0.3 points",
+        "1,230",
+        "24.0 (compute)",
+    ):
         assert part in bf16
     assert "not measured here" in fp16
     assert remarks == ["not measured here: precision=fp16: no fast FP16 | <b>here</b>"]
@@ -192,7 +339,8 @@ def test_sentence_of_a_faster_case():
     assert tables.sentence(row, rows[0]) == (
         f"ResNet-50 training with precision=bf16 is faster than the baseline (precision=fp32): {row.ratio:.2f}x, 95 % interval {row.low:.2f} to "
         f"{row.high:.2f} over 4 rounds (noise floor {compare.percent(row.floor)}); quality kept (+0.3 points, n=1,000, 3 seeds); "
-        f"24.0 % of the compute limit.")
+        f"24.0 % of the compute limit."
+    )
     assert "than the baseline: " in tables.sentence(row)
 
 
@@ -203,9 +351,12 @@ def test_sentences_of_the_other_verdicts():
     assert "shows no difference above" in said["resnet50", "train", "memory_format=channels_last"]
     assert "No verdict on XLNet training with workers=2: too few rounds (2 of 3); so far 1.0" in said["xlnet", "train", "workers=2"]
     assert said["resnet50", "train", "precision=fp16"] == (
-        "ResNet-50 training with precision=fp16 was not measured here: FP16 training on a CPU: no fast FP16 here.")
-    assert "(a stack of precision and memory_format) is faster than the baseline (precision=fp32 and memory_format=contiguous)" in said[
-        "resnet50", "train", "precision=bf16, memory_format=channels_last"]
+        "ResNet-50 training with precision=fp16 was not measured here: FP16 training on a CPU: no fast FP16 here."
+    )
+    assert (
+        "(a stack of precision and memory_format) is faster than the baseline (precision=fp32 and memory_format=contiguous)"
+        in said["resnet50", "train", "precision=bf16, memory_format=channels_last"]
+    )
     assert "is the baseline: " in said["resnet50", "train", "workers=0"]
     assert len(tables.sentences(rows)) == sum(not row.is_baseline for row in rows)
 

@@ -1,0 +1,110 @@
+"""Cases: a workload with every knob fixed, sweeps of them, and what the cases of one notebook share."""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpml import env
+from hpml.env import HpmlError
+from hpml.knobs import validate
+from hpml.workloads import get as get_workload
+
+TIERS = ("smoke", "cpu", "gpu", "full")
+
+
+@dataclass
+class Session:
+    """What the cases of one notebook share; set by `use`."""
+
+    run_id: str = "lab"
+    notebook: str | None = None
+    tier: str = "smoke"
+    data: str = "auto"
+    device: str = "cpu"
+
+
+_session = Session()
+
+
+def session() -> Session:
+    """What `use` set last."""
+    return _session
+
+
+def use(*, notebook: str | None = None, tier: str = "smoke", workloads: Sequence[str] = (), data: str = "auto", device: str | None = None,
+        run_id: str | None = None) -> Session:
+    """Check a notebook's parameters and make them the defaults of what follows; `device` None = a GPU where there is one.
+
+    Raises HpmlError for an unknown tier, workload, device or run id.
+    """
+    global _session
+    check_tier(tier)
+    for name in workloads:
+        get_workload(name)
+    if device not in (None, "cpu", "cuda"):
+        raise HpmlError(f"device {device!r}: choose cpu or cuda")
+    if device == "cuda" and env.no_gpu():
+        raise HpmlError(f"device 'cuda': {env.no_gpu()}")
+    run_id = run_id or os.environ.get("HPML_RUN_ID") or "lab"
+    env.run_dir(run_id)
+    _session = Session(run_id=run_id, notebook=notebook, tier=tier, data=data,
+                       device=device or ("cuda" if tier in ("gpu", "full") and not env.no_gpu() else "cpu"))
+    return _session
+
+
+def check_tier(tier: str) -> None:
+    if tier not in TIERS:
+        raise HpmlError(f"unknown tier {tier!r}: choose from {', '.join(TIERS)}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload with every knob fixed: the thing that is measured."""
+
+    workload: str
+    phase: str
+    tier: str
+    knobs: dict
+    protocol: dict
+    technique: str
+    arm: str = ""  # tells the two sides of an A/A comparison apart
+
+    def sweep(self, **values: Sequence) -> list["Case"]:
+        """One case for each combination of the given values; the first is the baseline."""
+        for name, options in values.items():
+            if isinstance(options, str) or not isinstance(options, Sequence) or not options:
+                raise HpmlError(f"sweep: {name} needs a list of values, not {options!r}")
+        combinations = itertools.product(*values.values())
+        return [self.but(**dict(zip(values, combination, strict=True))) for combination in combinations]
+
+    def but(self, **knobs) -> "Case":
+        """This case with some knobs set otherwise; several of them make a stack."""
+        technique = "+".join(knobs) or self.technique
+        return dataclasses.replace(self, knobs=validate(self.phase, {**self.knobs, **knobs}), technique=technique)
+
+    def label(self, others: Sequence["Case"]) -> str:
+        """The knobs in which the cases of a comparison differ, with this case's values."""
+        varying = [name for name in self.knobs if any(case.knobs[name] != self.knobs[name] for case in others)]
+        return ", ".join(f"{name}={self.knobs[name]}" for name in varying) or (self.arm or "as it is")
+
+
+def case(workload: str, *, phase: str = "train", tier: str | None = None, fit: bool = False, **knobs) -> Case:
+    """A case of `workload` with the sizes of the tier; further knobs by name. `fit=True`: train for real by the tier's stop rule.
+
+    Raises HpmlError for an unknown workload, phase, tier or knob, or a value out of range.
+    """
+    tier = tier or _session.tier
+    check_tier(tier)
+    if workload == "machine":
+        return Case(workload, phase, tier, validate(phase, knobs), {}, "limit")
+    if workload.endswith(".py"):
+        workload = str(Path(workload).expanduser().resolve())  # children may have another working folder
+    sizes = get_workload(workload).SIZES[tier]
+    allowed = validate(phase, {})
+    # A reader may set a size; what the tier sets is only its default.
+    defaults = {"data": _session.data, "device": _session.device, **sizes["fit" if fit else "infer" if phase == "export" else phase]}
+    chosen = {name: value for name, value in defaults.items() if name in allowed}
+    return Case(workload, phase, tier, validate(phase, {**chosen, **knobs}), dict(sizes["protocol"]), "as it is")

@@ -1,0 +1,138 @@
+"""Training for real: epochs with the quality after each, checkpoints, weights, predictions and TensorBoard logs."""
+
+from pathlib import Path
+from types import ModuleType
+
+from hpml import measure as m
+from hpml.data.loader import loader
+from hpml.env import HpmlError
+from hpml.train import move, prepare, train_step
+
+
+def fit(job: dict, workload: ModuleType) -> dict:
+    """Train knobs["epochs"] epochs and evaluate after each; leaves weights, predictions, a checkpoint and TensorBoard logs.
+
+    An interrupted fit of the same case goes on from its last epoch.
+    """
+    import numpy as np
+    import torch
+    from torch.utils.tensorboard import SummaryWriter
+
+    from hpml.data import summary
+
+    knobs, protocol, folder = job["knobs"], job["protocol"], Path(job["run_dir"])
+    image_set, dataset, (model, optimizer, scaler, actual), load_s = prepare(job, workload)
+    micro = min(knobs["batch"] // knobs["accum_steps"], len(dataset))
+    batches = loader(dataset, knobs, batch=micro, shuffle=True, seed=protocol["seed"], drop_last=True)
+    steps = max(1, len(batches) // knobs["accum_steps"])
+    schedule = _schedule(optimizer, knobs, steps, actual["lr"])
+    name = f"{Path(job['case']['workload']).stem}-{job['case']['key']}-r{protocol['round']}"
+    checkpoint = folder / "models" / f"{name}.checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    plain = getattr(model, "module", getattr(model, "_orig_mod", model))  # without the wrapper of DP, DDP or compile
+    state = {"epoch": 0, "curve": [], "losses": [], "values": []}
+    if checkpoint.exists():
+        state = _resume(checkpoint, plain, optimizer, schedule, scaler)
+    writer = SummaryWriter(str(folder / "tensorboard" / name))
+    mark, best = m.cpu_mark(), None
+    for epoch in range(state["epoch"], knobs["epochs"]):
+        torch.manual_seed(1000 * protocol["seed"] + epoch)  # order and augmentation of an epoch depend on its number alone
+        batches.generator.manual_seed(1000 * protocol["seed"] + epoch)
+        model.train()
+        stream, losses = iter(batches), []
+        for _ in range(steps):
+            marks = m.Marks(knobs["device"])
+            losses.append(train_step(model, stream, knobs, workload=workload, optimizer=optimizer, scaler=scaler, marks=marks))
+            schedule.step()
+            state["values"].append(sum(marks.spans()))
+        losses = [float(loss) for loss in losses]
+        best = workload.evaluate(predictor(model, knobs), knobs, image_set)
+        state["losses"] += losses
+        state["epoch"] = epoch + 1
+        state["curve"].append([epoch + 1, float(np.mean(losses)), best["value"]])
+        writer.add_scalar("loss/train", float(np.mean(losses)), epoch + 1)
+        writer.add_scalar(f"{best['metric']}/test", best["value"], epoch + 1)
+        _save(checkpoint, {**state, "model": plain.state_dict(), "optimizer": optimizer.state_dict(),
+                           "schedule": schedule.state_dict(), "scaler": scaler.state_dict()})
+        print(f"epoch {epoch + 1} of {knobs['epochs']}: loss {np.mean(losses):.3f}, {best['metric']} {best['value']:.3f}", flush=True)
+    writer.close()
+    if best is None:  # the interruption came after the last epoch
+        best = workload.evaluate(predictor(model, knobs), knobs, image_set)
+    artefacts = leave(checkpoint.parent, name, plain, best)
+    checkpoint.unlink()
+    thin = max(1, len(state["losses"]) // 200)
+    return {
+        "samples": {"unit": "s", "items": micro * knobs["accum_steps"], "values": state["values"]}, "center": "mean",
+        "cold": {"load_s": load_s}, "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()},
+        "quality": {**quality(best, workload), "curve": state["curve"], "losses": state["losses"][::thin], "losses_every": thin},
+        "actual": {**actual, "data": summary(image_set), "classes": list(image_set.classes), "artefacts": artefacts},
+        "disturbance": m.disturbance(mark),
+    }
+
+
+def quality(scores: dict, workload: ModuleType) -> dict:
+    """The record's quality from a workload's evaluation. At chance or at 100 % it informs about nothing and gates nothing."""
+    margin = workload.MARGIN
+    return {"metric": scores["metric"], "value": scores["value"], "n": scores["n"], "chance": scores["chance"], "margin": margin,
+            "informative": scores["chance"] + 5 * margin < scores["value"] < 0.999}
+
+
+def predictor(model, knobs: dict):
+    """`model` as a function from arrays to arrays, in the precision it is trained in; it stays in evaluation mode."""
+    import torch
+
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(knobs["precision"])
+    model.eval()
+
+    def predict(inputs: tuple):
+        with torch.inference_mode(), torch.autocast(knobs["device"], dtype=half, enabled=half is not None):
+            moved = (move(torch.as_tensor(x), knobs["device"], False, knobs["memory_format"]) for x in inputs)
+            return model(*moved).float().cpu().numpy()
+
+    return predict
+
+
+def leave(folder: Path, name: str, model, scores: dict) -> dict:
+    """Write weights (.safetensors) and predictions (.npz); returns their file names in `folder`."""
+    import numpy as np
+    from safetensors.torch import save_file
+
+    weights, predictions = folder / f"{name}.safetensors", folder / f"{name}-predictions.npz"
+    partial = weights.with_suffix(".part")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial)
+    partial.replace(weights)
+    np.savez_compressed(predictions, **{key: np.asarray(scores[key]) for key in ("predictions", "labels", "confidence")})
+    return {"weights": weights.name, "predictions": predictions.name}
+
+
+def _schedule(optimizer, knobs: dict, steps: int, lr: float):
+    from torch.optim import lr_scheduler
+
+    total = steps * knobs["epochs"]
+    if knobs["schedule"] == "onecycle":
+        return lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=total + 1, pct_start=0.3)
+    if knobs["schedule"] == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
+    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def _save(path: Path, state: dict) -> None:
+    import torch
+
+    partial = path.with_suffix(".part")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _resume(path: Path, model, optimizer, schedule, scaler) -> dict:
+    import torch
+
+    try:
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state.pop("model"))
+        optimizer.load_state_dict(state.pop("optimizer"))
+        schedule.load_state_dict(state.pop("schedule"))
+        scaler.load_state_dict(state.pop("scaler"))
+    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
+        raise HpmlError(f"{path}: not a checkpoint of this case ({str(error).splitlines()[0]}); remove it to start again") from None
+    return state

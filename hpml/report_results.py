@@ -1,0 +1,224 @@
+"""What a run's records show, as HTML: tables, charts with their words, sentences, and what was not measured."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpml import compare, plot, tables
+from hpml.compare import Row
+from hpml.records import Record
+
+PLOTS = ("compare.py", "tables.py", "plot*.py")  # sources whose change makes an old picture another one
+
+
+def e(value: object) -> str:
+    return html.escape(str(value))
+
+
+@dataclass
+class Chart:
+    """A drawn chart: its file under charts/, its alternative text, or why it could not be drawn."""
+
+    name: str
+    alt: str
+    path: Path | None
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all: somebody may be reading while the run goes on."""
+    partial = path.with_suffix(".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(b"".join(part if isinstance(part, bytes) else repr(part).encode() for part in parts)).hexdigest()[:16]
+
+
+def sources(*patterns: str) -> bytes:
+    package = Path(__file__).parent
+    return b"".join(path.read_bytes() for pattern in patterns for path in sorted(package.glob(pattern)) if path.is_file())
+
+
+class Charts:
+    """The run's charts as files, drawn again only where what they show has changed."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.folder = run_dir / "charts"
+        self.code = digest(sources(*PLOTS))
+        self.made: dict[str, dict] = {}
+        try:
+            self.known = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.known = {}
+
+    def draw(self, name: str, shown: object, function: Callable, *args: object, **options: object) -> Chart:
+        """`function(*args)` as charts/<name>.png; `shown` is everything that the chart depends on."""
+        number, base = 1, name
+        while name in self.made:
+            number += 1
+            name = f"{base}-{number}"
+        path, identity = self.folder / f"{name}.png", digest(self.code, shown, options)
+        known = self.known.get(name) or {}
+        if known.get("digest") != identity or not path.exists():
+            try:
+                axes = function(*args, **options)
+            except Exception as error:  # one chart that fails must not cost the report
+                self.made[name] = {}
+                return Chart(name, f"this chart could not be drawn: {type(error).__name__}: {error}", None)
+            from matplotlib import pyplot
+
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".part")
+            axes.figure.savefig(partial, format="png", dpi=150)
+            partial.replace(path)
+            known = {"digest": identity, "alt": axes.figure.hpml_alt}
+            pyplot.close(axes.figure)
+        self.made[name] = known
+        return Chart(name, known["alt"], path)
+
+    def save(self) -> None:
+        """Remember what was drawn; pictures of charts that are no more are removed."""
+        if self.made or self.known:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in self.known.keys() - self.made.keys():
+                (self.folder / f"{Path(name).name}.png").unlink(missing_ok=True)
+            write(self.folder / "index.json", json.dumps(self.made))
+
+
+def figure(chart: Chart) -> str:
+    if chart.path is None:
+        return f'<p class="note">{e(chart.name)}: {e(chart.alt)}</p>'
+    data = base64.b64encode(chart.path.read_bytes()).decode()
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{e(chart.alt)}" width="600"><figcaption><details class="alt"><summary>In words</summary>'
+        f'{e(chart.alt)}</details><a href="../charts/{e(chart.name)}.png">{e(chart.name)}.png</a></figcaption></figure>'
+    )
+
+
+def _gallery(charts: Iterable[Chart]) -> str:
+    inner = "".join(map(figure, charts))
+    return f'<div class="charts">{inner}</div>' if inner else ""
+
+
+def workloads(found: Sequence[Record]) -> list[str]:
+    return list(
+        dict.fromkeys(r.case["workload"] for r in found if r.case["phase"] != "limit" and r.case.get("technique") != compare.NOISE)
+    )
+
+
+def _slug(*words: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "-", "-".join(Path(word).stem if word.endswith(".py") else word for word in words).lower()).strip("-")[
+        :80
+    ]
+
+
+def _table(rows: Sequence[Row]) -> str:
+    cells = tables.columns(rows)
+    head = "".join(f'<th scope="col"{_number(name)}>{e(name)}</th>' for name in cells)
+    body = "".join(
+        "<tr>" + "".join(f"<td{_number(name)}>{e(texts[i])}</td>" for name, texts in cells.items()) + "</tr>" for i in range(len(rows))
+    )
+    return f'<div class="scroll"><table class="results sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _number(name: str) -> str:
+    return ' class="number"' if name in tables.NUMBERS else ""
+
+
+def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> str:
+    """One workload: its table, charts, sentences, and what was not measured, with the reason."""
+    own, raw = [row for row in rows if row.workload == name], [r for r in found if r.case["workload"] == name]
+    text = [f'<h2 id="{e(_slug("workload", name))}">{e(tables.title(name))}</h2>']
+    smoke = any(row.tier == "smoke" for row in own)
+    text.append(f'<p class="banner">{tables.SMOKE}</p>' if smoke else "")
+    files, drawn = [], []
+    for group in dict.fromkeys(row.group for row in own):
+        case = [row for row in own if row.group == group]
+        techniques = list(dict.fromkeys(row.technique for row in case if not row.is_baseline)) or [case[0].technique]
+        file = _slug(name, case[0].phase, *techniques[:3])
+        if len(case) > 1:
+            chart = charts.draw(file, repr(case), plot.comparison, case)
+            drawn.append(chart)
+            file = chart.name
+        while file in files:
+            file += "-2"
+        files.append(file)
+        tables.csv(case, run_dir / "tables" / f"{file}.csv")
+    if own:
+        text.append(_table(own))
+        text.append('<p class="note">As CSV: ' + ", ".join(f'<a href="../tables/{e(file)}.csv">{e(file)}</a>' for file in files) + "</p>")
+    drawn += _more_charts(name, own, raw, charts)
+    text.append(_gallery(drawn))
+    said = [
+        tables.sentence(row, tables.baseline_of(row, own)) for row in own if not row.is_baseline and row.verdict != "not measured here"
+    ]
+    if said:
+        text.append("<h3>In words</h3><ul>" + "".join(f"<li>{e(line)}</li>" for line in said) + "</ul>")
+    lost = _lost(own, raw)
+    if lost:
+        text.append("<h3>Not measured here</h3><ul>" + "".join(f"<li>{e(line)}</li>" for line in lost) + "</ul>")
+    return "".join(text)
+
+
+def _lost(rows: Sequence[Row], raw: Sequence[Record]) -> list[str]:
+    """Cases without a figure and their reasons, then rounds and quality runs that failed although the case has figures."""
+    said = [line.removeprefix("not measured here: ") for line in tables.notes(rows) if line.startswith("not measured here")]
+    shown = {(row.group, row.label) for row in rows if row.verdict == "not measured here"}
+    for r in raw:
+        if r.status != "ok" and (r.case.get("group"), r.case.get("label")) not in shown:
+            said.append(f"{r.case.get('label')}, {r.case['phase']}, round {(r.protocol.get('round') or 0) + 1}: {r.reason} ({r.status})")
+    return list(dict.fromkeys(said))
+
+
+def _more_charts(name: str, rows: Sequence[Row], raw: Sequence[Record], charts: Charts) -> list[Chart]:
+    """Where a step goes, curves, speed against quality, latency: those for which there is something to show."""
+    ids = [r.record_id for r in raw]
+    drawn = []
+    timed = [
+        r
+        for r in raw
+        if r.status == "ok"
+        and r.samples
+        and r.samples.get("phases")
+        and not compare.is_quality_run(r)
+        and r.case.get("technique") != compare.NOISE
+    ]
+    if timed:
+        last = timed[-1].case["group"]
+        best = [r for r in timed if r.case["group"] == last]
+        drawn.append(charts.draw(_slug(name, "phases"), [r.record_id for r in best], plot.phases, best))
+    if any(r.quality and r.quality.get("curve") for r in raw):
+        drawn.append(charts.draw(_slug(name, "curves"), ids, plot.curves, raw))
+    infer = [row for row in rows if row.phase == "infer"]
+    if any(row.quality_value is not None for row in infer):
+        margin = next((r.quality["margin"] for r in raw if r.quality), None)
+        drawn.append(charts.draw(_slug(name, "speed-quality"), repr(infer), plot.speed_quality, infer, margin=margin))
+    if len({row.knobs.get("batch") for row in infer if row.latency_ms}) > 1:
+        drawn.append(charts.draw(_slug(name, "latency"), repr(infer), plot.latency, infer))
+    return drawn
+
+
+def machine(found: Sequence[Record], charts: Charts) -> str:
+    """The machine's limits and noise."""
+    drawn = []
+    limits = [r for r in found if r.case["phase"] == "limit"]
+    if limits:
+        drawn.append(charts.draw("limits", [r.record_id for r in limits], plot.limits, limits))
+    for phase in ("train", "infer", "data"):
+        own = [r for r in found if r.case["phase"] == phase]
+        logs = compare.noise_logs(own, phase)
+        if logs:
+            drawn.append(charts.draw(f"noise-{phase}", logs, plot.noise, logs))
+    lost = list(
+        dict.fromkeys(
+            f"{r.knobs.get('kind')} {r.knobs.get('dtype')} {r.knobs.get('engine')}: {r.reason}" for r in limits if r.status != "ok"
+        )
+    )
+    skipped = "<h3>Limits not measured here</h3><ul>" + "".join(f"<li>{e(line)}</li>" for line in lost) + "</ul>" if lost else ""
+    return f'<h2 id="machine">The machine</h2>{_gallery(drawn)}{skipped}' if drawn else ""

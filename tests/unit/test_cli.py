@@ -1,0 +1,91 @@
+"""The command line: mistakes are one line and exit code 2, nothing runs; every knob is a flag."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpml import cli, env
+from hpml.env import HpmlError
+from hpml.knobs import KNOBS
+
+TINY = str(Path(__file__).parent.parent / "tiny.py")
+
+
+def hpml(*words: str, **settings: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", "from hpml.cli import main; main()", *words], capture_output=True, text=True,
+                          env={**os.environ, **settings})
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["run", "--tier", "huge"], "unknown tier 'huge'"), (["run", "--workloads", "resnet50,vgg"], "unknown workload 'vgg'"),
+    (["run", "--only", "10,98"], "no notebook 98"), (["run", "--budget", "soon"], "budget 'soon'"), (["run", "--rounds", "0"], "at least 1"),
+    (["run", "--data", "mnist"], "data 'mnist'"), (["run", "--device", "tpu"], "device 'tpu'"), (["run", "--run-id", "a/b"], "run id 'a/b'"),
+    (["run", "--resume", "--run-id", "never"], "nothing to resume"), (["train", "resnet51"], "unknown workload"),
+    (["train", "resnet50", "--precision", "fp8"], "precision"), (["train", "resnet50", "--wrokers", "2"], "No such option"),
+    (["train", "resnet50", "--batch", "0"], "batch=0"), (["train", TINY, "--epochs", "0"], "at least one epoch"),
+    (["train", "resnet50", "--data-parallel", "--distributed"], "exclude each other"), (["report", "never"], "no run 'never'"),
+    (["data", "fetch", "mnist"], "mnist"), (["notebooks", "--store", "98"], "no notebook 98"), (["bogus"], "No such command"),
+])
+def test_a_mistake_is_one_line_and_exit_code_2(words, said, tmp_path):
+    done = hpml(*words, HPML_RESULTS=str(tmp_path / "results"))
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists(), "nothing was run or written"
+    own = [line for line in done.stderr.splitlines() if line.startswith("hpml:")]
+    assert len(own) <= 1
+
+
+def test_cuda_without_a_gpu_is_refused():
+    if not env.no_gpu():
+        pytest.skip("this machine has a GPU")
+    done = hpml("train", TINY, "--device", "cuda")
+    assert done.returncode == 2 and "no NVIDIA GPU" in done.stderr
+
+
+def test_every_training_knob_is_a_flag():
+    text = hpml("train", "--help", COLUMNS="200").stdout
+    for name, knob in KNOBS.items():
+        assert ("--" + name.replace("_", "-") in text) == ("train" in knob.phases), name
+    for flag in ("--num-workers", "--torch-script", "--data-parallel", "--dry-run", "--gradient-accumulation"):
+        assert flag in text
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path):
+    done = hpml("train", "resnet50", "--num-workers", "8", "--pin-memory", "--torch-script", "--data-parallel", "--precision", "bf16",
+                "--dry-run", HPML_RESULTS=str(tmp_path / "results"))
+    assert done.returncode == 0
+    for line in ('"workers": 8', '"pin_memory": true', '"script": "torchscript"', '"parallel": "dp"', '"precision": "bf16"'):
+        assert line in done.stdout
+    assert "handwritten digits (embedded)" in done.stdout and "nothing was run" in done.stdout
+    assert not (tmp_path / "results").exists()
+
+
+def test_training_prints_epochs_and_leaves_weights(tmp_path):
+    done = hpml("train", TINY, "--epochs", "2", "--precision", "bf16", "--run-id", "mine", HPML_RESULTS=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "epoch 2 of 2: loss" in done.stdout and "accuracy" in done.stdout.splitlines()[-1]
+    assert len(list((tmp_path / "runs" / "mine" / "models").glob("*.safetensors"))) == 1
+
+
+def test_a_training_that_cannot_run_says_why(tmp_path):
+    done = hpml("train", TINY, "--precision", "fp16", HPML_RESULTS=str(tmp_path))
+    assert done.returncode == 2 and "unsupported: FP16 training on a CPU" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("45m", 2700), ("2h", 7200), ("90s", 90), ("10", 600), ("none", None)])
+def test_budgets(text, wanted):
+    assert cli.seconds(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "m", "-5m", "0", "1d"])
+def test_wrong_budgets(text):
+    with pytest.raises(HpmlError, match="budget"):
+        cli.seconds(text)
+
+
+def test_the_environment_is_printed_without_touching_a_gpu():
+    done = hpml("env")
+    assert done.returncode == 0 and '"isa"' in done.stdout and '"openvino"' in done.stdout

@@ -1,0 +1,263 @@
+"""Charts: what they say (titles, captions, texts, data, alternative text), not their pixels."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
+from test_tables import DATA, fit, limit, make, noise, study, sweep
+
+from hpml import compare, plot, tables
+from hpml.plot_look import ENGINES, clean
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    pyplot.close("all")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return compare.rows(study())
+
+
+def group(rows, name, workload="resnet50"):
+    return [row for row in rows if row.workload == workload and name in row.group]
+
+
+def texts(axes) -> str:
+    """All words in a chart, with its title and caption."""
+    figure = axes.figure
+    found = [t.get_text() for ax in figure.axes for t in ax.texts] + [ax.get_title(loc="left") for ax in figure.axes]
+    labels = [t.get_text() for ax in figure.axes for t in (*ax.get_xticklabels(), *ax.get_yticklabels(), ax.xaxis.label, ax.yaxis.label)]
+    caption = [figure.get_supxlabel()]
+    return " ".join(" ".join([*found, *labels, *caption]).replace("\u00a0", " ").split())
+
+
+def inside(axes) -> None:
+    """No text leaves the picture."""
+    figure = axes.figure
+    figure.draw_without_rendering()
+    box = figure.bbox
+    words = [t for ax in figure.axes for t in (*ax.texts, ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label)] + list(figure.texts)
+    for word in words:
+        extent = word.get_window_extent()
+        if word.get_text().strip():
+            assert extent.x0 >= box.x0 - 2 and extent.x1 <= box.x1 + 2, f"{word.get_text()!r} is cut at the side"
+            assert extent.y0 >= box.y0 - 2 and extent.y1 <= box.y1 + 2, f"{word.get_text()!r} is cut above or below"
+
+
+def bars(axes) -> list[tuple[float, float, str]]:
+    """(from, to, colour) of the unhatched bars that have a length."""
+    return [(b.get_x(), b.get_x() + b.get_width(), to_hex(b.get_facecolor()).upper()) for c in axes.containers if hasattr(c, "patches")
+            for b in c.patches if not b.get_hatch() and b.get_width()]
+
+
+def test_comparison_shows_ratio_interval_noise_guess_and_what_is_missing(rows):
+    chosen = group(rows, "precision")
+    axes = plot.comparison(chosen, guess=1.5)
+    row = chosen[1]
+    shown = texts(axes)
+    assert f"ResNet-50 training: precision=bf16 is faster, {row.ratio:.2f}x, quality kept" in shown
+    for part in (f"▲ {row.ratio:.2f}x", tables.figure(row.per_s, "samples/s"), "24.0 % of compute limit", "your guess 1.50x", "baseline",
+                 "not measured: FP16 training on a CPU: no fast FP16 here", "n = 4 rounds", "noise floor", row.machine, "tier cpu", "CIFAR-10 (real)"):
+        assert part in shown, part
+    assert pytest.approx(1 / (1 + row.floor)) in [left for left, _, _ in bars(axes)]
+    assert any(right == pytest.approx(row.ratio) and shade == ENGINES["eager"] for _, right, shade in bars(axes))
+    lines = [line for line in axes.lines if line.get_marker() == "D"]
+    assert list(lines[0].get_xdata()) == [1.5]
+    errors = [c.get_segments() for c in axes.collections if isinstance(c, LineCollection)]
+    assert any(np.allclose(sorted(s[0][:, 0]), [row.low, row.high]) for s in errors if len(s))
+    assert sum(bool(b.get_hatch()) for c in axes.containers if hasattr(c, "patches") for b in c.patches) == 1
+    inside(axes)
+    assert "precision=fp16: not measured here: FP16" in axes.figure.hpml_alt
+
+
+def test_comparison_titles_of_other_outcomes(rows):
+    assert "no difference above" in texts(plot.comparison(group(rows, "memory_format")))
+    assert "2 of 3 measured cases are faster, most workers=1" in texts(plot.comparison(group(rows, "workers")))
+    assert "too few rounds (2 of 3)" in texts(plot.comparison(group(rows, "workers", "xlnet")))
+    slow = compare.rows(noise() + sweep("workers", [0, 2, 4], rates=(50, 40, 30)))
+    assert "no case is faster; 2 of 2 slower, most workers=4" in texts(plot.comparison(slow))
+    lost = compare.rows(sweep("precision", ["fp32", "bf16"], lost={"bf16": ("oom", "too big")}))
+    assert "ResNet-50 training: not measured here" in texts(plot.comparison(lost))
+    assert texts(plot.comparison(rows[:1], title="My words")).count("My words") == 1
+
+
+def test_comparison_of_several_workloads_has_headings_and_of_engines_their_colours(rows):
+    axes = plot.comparison([row for row in rows if row.phase == "train" and "precision" in row.group])
+    assert "ResNet-50" in texts(axes) and "XLNet" in texts(axes)
+    axes = plot.comparison([row for row in rows if row.phase == "infer"])
+    shades = {shade for _, _, shade in bars(axes)}
+    assert {ENGINES["onnxruntime"], ENGINES["openvino"]} <= shades
+    assert "engine=openvino, batch=32" in texts(axes)
+    inside(axes)
+
+
+def test_the_limit_is_a_mark_when_near_and_a_text_when_far():
+    def marks(percent):
+        axes = plot.comparison(compare.rows(noise() + sweep("precision", ["fp32", "bf16"], rates=(50, 69), limit=percent)))
+        return [t.get_text() for t in axes.texts].count("limit"), texts(axes)
+
+    assert marks(80.0)[0] >= 1
+    count, shown = marks(3.0)
+    assert count == 0 and "3.00 % of compute limit" in shown
+
+
+def test_smoke_is_no_result():
+    axes = plot.comparison(compare.rows(sweep("precision", ["fp32", "bf16"], rounds=3, rates=(50, 90), tier="smoke")))
+    title = axes.get_title(loc="left")
+    assert title.startswith("smoke: not a result") and "faster" not in title
+
+
+def test_foreign_text_is_text():
+    lost = compare.rows(sweep("precision", ["fp32", "bf16"], lost={"bf16": ("failed", "$\\frac{$ x_1 $\n" + "long " * 60)}))
+    axes = plot.comparison(lost)
+    inside(axes)
+    assert "…" in texts(axes) and clean("a $x$\nb") == r"a \$x\$ b"
+    assert axes.figure.hpml_alt.count("long") == 60
+
+
+@pytest.mark.parametrize("function", [plot.comparison, plot.worth, plot.ladder, plot.phases, plot.curves, plot.speed_quality, plot.latency, plot.limits,
+                                      plot.noise])
+def test_charts_of_nothing_say_so(function):
+    axes = function([])
+    assert axes.get_title(loc="left") and axes.figure.hpml_alt
+
+
+def test_worth_is_a_grid_with_verdicts_quality_and_hatching(rows):
+    axes = plot.worth(rows)
+    shown = texts(axes)
+    row = group(rows, "precision")[1]
+    assert f"▲ {row.ratio:.2f}x ✓" in shown and "▼ 0.8" in shown and "? 1.0" in shown and "= 1.00x" in shown
+    assert "training: precision=bf16" in shown and "inference: engine=tensorrt, batch=8" in shown and "XLNet" in shown
+    assert sum(bool(p.get_hatch()) for p in axes.patches) == 4
+    assert "Faster in 11 of 14 measured cases, quality shown to be kept in 1 of them" in shown
+    inside(axes)
+    other = [dataclasses.replace(row, machine="another-machine") for row in rows]
+    assert len(plot.worth([*rows, *other]).figure.axes) == 2
+
+
+def test_worth_holds_six_workloads(rows):
+    many = [dataclasses.replace(row, workload=name) for name in tables.TITLES for row in group(rows, "precision")]
+    axes = plot.worth(many)
+    inside(axes)
+    cells = [t for t in axes.texts if "x" in t.get_text()]
+    width = axes.get_window_extent().width / 6
+    assert len(cells) == 6 and all(t.get_window_extent().width < width for t in cells)
+
+
+def test_ladder_shows_steps_and_limit():
+    steps = [({}, 50), ({"workers": 2}, 55), ({"workers": 2, "precision": "bf16"}, 77)]
+    climbed = compare.rows(noise() + [make(changes=c, varying=tuple(c), group="l", number=n, order=o, per_s=rate, limit=60.0)
+                                      for n in range(4) for o, (c, rate) in enumerate(steps)])
+    axes = plot.ladder(climbed)
+    shown = texts(axes)
+    assert "+ workers=2" in shown and "+ precision=bf16" in shown and "the whole stack gives 1.54x" in shown
+    assert [line.get_label() for line in axes.lines].count("limit") >= 2
+
+
+def test_phases_are_mean_milliseconds(rows):
+    found = [r for r in study() if "workers" in r.case["group"] and r.case["workload"] == "resnet50"]
+    axes = plot.phases(found)
+    shown = texts(axes)
+    assert "Backward takes 55 % of a step, forward 30 %, waiting for data 8 % (workers=0)" in shown
+    mean = 1e3 * np.mean([v for r in found if r.knobs["workers"] == 0 for v in r.samples["phases"]["wait"]])
+    assert bars(axes)[0][1] == pytest.approx(mean)
+    inside(axes)
+
+
+def test_curves_show_seeds_and_their_mean():
+    axes = plot.curves([fit(v, number=n) for n, v in enumerate((0.7, 0.74, 0.78))] + [make(changes={"precision": "bf16"})])
+    assert "after 4 epochs" in texts(axes) and "74.0 %" in texts(axes) and "3 seeds" in texts(axes) and "chance" in texts(axes)
+    thick = [line for line in axes.lines if line.get_linewidth() == 2]
+    assert thick[0].get_ydata()[-1] == pytest.approx(74.0)
+    inside(axes)
+
+
+def test_speed_quality_says_the_claim_and_what_was_not_measured(rows):
+    infer = [row for row in rows if row.phase == "infer" and row.knobs["batch"] == 8]
+    assert "Speed is measured, quality is not" in texts(plot.speed_quality(infer))
+    known = [dataclasses.replace(row, quality_value=value, quality=word, quality_metric="top-1 accuracy")
+             for row, value, word in zip(infer, (0.853, 0.852, None), ("not measured", "kept", "not measured"), strict=False)]
+    axes = plot.speed_quality(known, margin=0.01)
+    shown = texts(axes)
+    assert "Fastest with quality kept: onnxruntime fp32" in shown and "quality not measured (1 of 3 cases)" in shown and "top-1 accuracy, %" in shown
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert [to_hex(line.get_markeredgecolor()).upper() for line in hollow] == [ENGINES["openvino"]]
+    inside(axes)
+
+
+def test_latency_has_a_line_for_each_engine(rows):
+    axes = plot.latency([row for row in rows if row.phase == "infer"])
+    handles, labels = axes.get_legend_handles_labels()
+    assert labels == ["eager fp32", "onnxruntime fp32", "openvino fp32"]
+    assert list(handles[0].lines[0].get_xdata()) == [1, 8, 32]
+    assert "Lowest latency at batch 1: openvino fp32" in texts(axes) and "Not measured: engine=tensorrt" in texts(axes)
+    inside(axes)
+
+
+def test_confusion_counts_and_names_the_most_frequent_mistake():
+    axes = plot.confusion([0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 2], ["cat", "dog", "frog"])
+    assert "66.7 % of 6 right" in texts(axes) and "cat taken for dog (2 of 3)" in texts(axes)
+    assert axes.images[0].get_array()[0, 1] == pytest.approx(200 / 3)
+    inside(plot.confusion(range(100), range(100), [f"class {i}" for i in range(100)]))
+
+
+def test_pictures_are_one_grid():
+    images = [np.full((8, 8, 3), i, dtype=np.uint8) for i in range(11)]
+    axes = plot.pictures(images, [f"picture {i}" for i in range(11)])
+    assert len(axes.images) == 11 and "picture 10" in axes.figure.hpml_alt
+    inside(axes)
+    inside(plot.pictures([np.zeros((4, 4))], ["a very long title that does not fit over one picture"], columns=4))
+
+
+def test_warmup_curve_marks_what_came_before():
+    record = make(number=1)
+    axes = plot.warmup_curve(record)
+    assert "The first call takes 5." in texts(axes) and "warm-up: 3 iterations" in texts(axes)
+    assert list(axes.lines[1].get_xdata()[:2]) == [4, 5]
+    kept = dataclasses.replace(record, samples={**record.samples, "warmup": [2.0, 1.0, 0.8]})
+    assert list(plot.warmup_curve(kept).lines[0].get_ydata()) == [2000, 1000, 800]
+
+
+def test_noise_says_the_floor():
+    logs = [0.01, -0.012, 0.003, 0.02]
+    axes = plot.noise(logs)
+    assert f"noise floor {100 * compare.noise_floor(logs, 3):.1f} % at 3 rounds" in texts(axes)
+    assert list(axes.lines[-1].get_ydata()) == pytest.approx([100 * math.expm1(v) for v in logs])
+    assert "too noisy" in texts(plot.noise([0.2, -0.3, 0.25])) and "too few" in texts(plot.noise([0.1]))
+
+
+def test_limits_show_peaks_units_and_engines():
+    axes = plot.limits(study())
+    assert "Peak: fp32 264 GFLOP/s, bf16 1.32 TFLOP/s, int8 2.38 TFLOP/s" in texts(axes)
+    assert "31.0 GB/s" in texts(axes) and "410 images/s" in texts(axes) and "4 limits not measured here" in texts(axes)
+    assert {shade for _, _, shade in bars(axes)} == {ENGINES["eager"], ENGINES["onnxruntime"], ENGINES["openvino"]}
+    assert "bf16 is not in this library" in axes.figure.hpml_alt
+    inside(axes)
+    plot.limits([limit("matmul", "fp32", "torch", None, "")])
+
+
+def test_show_alt_prints_outside_a_notebook(rows, capsys):
+    axes = plot.comparison(group(rows, "precision"))
+    plot.show_alt(axes)
+    assert capsys.readouterr().out.startswith("Alt text: Bar chart of ratios to the baseline. ResNet-50 training")
+
+
+def test_the_readers_own_style_is_left_alone(rows):
+    before = dict(pyplot.rcParams)
+    plot.worth(rows)
+    assert dict(pyplot.rcParams) == before
+
+
+def test_nothing_heavy_is_imported_until_something_is_drawn():
+    code = "import sys; import hpml.plot, hpml.tables; print([m for m in ('matplotlib', 'numpy', 'pandas', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert DATA["title"] == "CIFAR-10"

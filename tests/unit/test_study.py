@@ -1,0 +1,208 @@
+"""Cases, sweeps and interleaved rounds, on a small workload given by its path."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import hpml
+from hpml import compare, env, records, study
+from hpml.env import HpmlError
+
+TINY = str(Path(__file__).parent.parent / "tiny.py")
+
+
+@pytest.fixture(autouse=True)
+def session(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("HPML_RESULTS", str(tmp_path / "results"))
+    hpml.use(tier="smoke", run_id="here")
+    yield
+    hpml.use(tier="smoke")
+
+
+def stored():
+    return records.read(env.run_dir("here") / "records.jsonl")
+
+
+def test_a_sweep_is_every_combination_and_the_first_is_the_baseline():
+    cases = hpml.case(TINY).sweep(precision=["fp32", "bf16"], memory_format=["contiguous", "channels_last"])
+    assert [(c.knobs["precision"], c.knobs["memory_format"]) for c in cases] == [
+        ("fp32", "contiguous"), ("fp32", "channels_last"), ("bf16", "contiguous"), ("bf16", "channels_last")]
+    assert cases[3].label(cases) == "precision=bf16, memory_format=channels_last"
+
+
+@pytest.mark.parametrize(("call", "said"), [
+    (lambda: hpml.case("resnet51"), "unknown workload 'resnet51'"), (lambda: hpml.case("resnet50", tier="tiny"), "unknown tier"),
+    (lambda: hpml.case("resnet50", phase="traning"), "unknown phase|traning"), (lambda: hpml.case("resnet50", wrokers=1), "wrokers"),
+    (lambda: hpml.case("resnet50").sweep(workers=[]), "needs a list"),
+    (lambda: hpml.case("resnet50").sweep(precision="bf16"), "needs a list"),
+    (lambda: hpml.case("nothing.py"), "no such workload file"), (lambda: hpml.run([]), "empty"),
+    (lambda: hpml.run([hpml.case(TINY), hpml.case(TINY, phase="infer")]), "one phase"),
+    (lambda: hpml.run([hpml.case(TINY), hpml.case(TINY)]), "the same"), (lambda: hpml.load("nowhere"), "no records in run 'nowhere'"),
+    (lambda: hpml.use(run_id="../up"), "run id"), (lambda: hpml.run(hpml.case(TINY, weights="gone.safetensors")), "no such file"),
+])
+def test_a_mistake_is_one_line_and_runs_nothing(call, said):
+    with pytest.raises(HpmlError, match=said) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert stored() == []
+
+
+def test_rounds_are_interleaved_paired_and_kept(capsys):
+    cases = hpml.case(TINY).sweep(precision=["fp32", "bf16"])
+    results = hpml.run(cases, rounds=3)
+    rounds = [r.protocol["round"] for r in stored()]
+    assert rounds == [0, 0, 1, 1, 2, 2], "a round of everything, then the next"
+    assert {r.status for r in results.records} == {"ok"}
+    first = results.records[0]
+    assert len(first.samples["values"]) >= 5 and set(first.samples["phases"]) == {"wait", "copy", "forward", "backward", "optimizer"}
+    assert first.stats["per_s"] == pytest.approx(16 / first.stats["mean"])
+    assert first.protocol["isolation"] == "fresh process" and first.actual["data"]["n_train"] == 320
+    row = results.rows()[1]
+    assert row.rounds == 3 and row.low < row.ratio < row.high
+    assert {"samples_per_s", "precision", "round"} <= set(results.frame().columns) and len(results.frame()) == 6
+    assert "precision=bf16" in results.why(precision="bf16")
+
+    before = len(stored())
+    again = hpml.run(cases, rounds=3)
+    assert len(stored()) == before and "6 records of this comparison loaded" in capsys.readouterr().out
+    assert [r.record_id for r in again.records] == [r.record_id for r in results.records]
+    assert len(hpml.run(cases, rounds=4).records) == 8, "a further round is added to those that are there"
+    fresh = hpml.run(cases, rounds=1, fresh=True)
+    assert len(fresh.records) == 2 and len(stored()) == before + 2 + 2
+
+
+def test_what_cannot_run_is_a_record_with_its_reason():
+    results = hpml.run(hpml.case(TINY).sweep(precision=["fp32", "fp16"]), rounds=2)
+    statuses = {r.knobs["precision"]: (r.status, r.reason) for r in results.records}
+    assert statuses["fp16"][0] == "unsupported" and "FP16" in statuses["fp16"][1]
+    assert results.rows()[1].verdict_text.startswith("not measured here: FP16")
+    assert len(results.records) == 3, "what cannot run is tried once"
+
+
+def test_without_a_noise_floor_one_is_measured_first(capsys, monkeypatch):
+    monkeypatch.setattr(compare, "MAX_ROUNDS", 3)
+    results = hpml.run(hpml.case(TINY, tier="cpu").sweep(accum_steps=[1, 2]))
+    assert "measuring one first" in capsys.readouterr().out
+    assert len(compare.noise_logs(stored(), "train")) == 3
+    assert results.rows()[1].floor is not None and results.rows()[1].verdict in ("slower", "faster", "no difference")
+    assert all(r.case["technique"] != compare.NOISE for r in results.records)
+
+
+def test_a_planted_slowdown_is_as_long_as_it_says():
+    for record in hpml.run(hpml.case(TINY).sweep(slowdown=[0.0, 1.0])).records:
+        phases = record.samples["phases"]
+        for step, whole in enumerate(record.samples["values"]):
+            before = sum(phases[name][step] for name in ("wait", "copy", "forward", "backward"))
+            # The wait is as long as the step itself, so with the optimizer's own time it is at least half of the whole.
+            assert record.knobs["slowdown"] == 0 or phases["optimizer"][step] >= 0.5 * whole >= before * 0.99
+
+
+def test_the_budget_leaves_records_that_resume_measures(monkeypatch, capsys):
+    cases = hpml.case(TINY).sweep(accum_steps=[1, 2])
+    monkeypatch.setenv("HPML_DEADLINE", "1")
+    cut = hpml.run(cases)
+    assert [r.status for r in cut.records] == ["skipped", "skipped"] and "budget" in cut.records[0].reason
+    assert cut.rows()[1].verdict_text == "not measured here: budget: no time was left"
+    monkeypatch.delenv("HPML_DEADLINE")
+    whole = hpml.run(cases)
+    assert [r.status for r in whole.records] == ["skipped", "skipped", "ok", "ok"]
+    assert whole.rows()[1].rounds == 1, "the skipped records do not hide the measured ones"
+
+
+def test_an_interrupted_cell_keeps_the_finished_cases(monkeypatch):
+    real, calls = study.launch.run, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(study.launch, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        hpml.run(hpml.case(TINY).sweep(accum_steps=[1, 2]))
+    assert len(stored()) == 1 and stored()[0].status == "ok"
+
+
+def test_fit_keeps_weights_that_inference_uses():
+    fits = hpml.run(hpml.case(TINY, fit=True, epochs=3).sweep(optimizer=["sgd", "adam"]))
+    record = next(r for r in fits.records if r.knobs["optimizer"] == "sgd")
+    assert record.quality["n"] == 200 and len(record.quality["curve"]) == 3
+    assert record.quality["curve"][-1][1] < record.quality["curve"][0][1], "the loss falls"
+    assert record.quality["value"] > 0.6
+    folder = env.run_dir("here") / "models"
+    assert all((folder / name).exists() for name in record.actual["artefacts"].values())
+    assert not list(folder.glob("*.checkpoint.pt")) and list((env.run_dir("here") / "tensorboard").glob("*/events*"))
+    path = hpml.keep(fits, optimizer="sgd")
+    assert json.loads(path.with_suffix(".json").read_text())["knobs"]["optimizer"] == "sgd"
+    with pytest.raises(HpmlError, match="no finished training"):
+        hpml.keep(fits, optimizer="lion")
+
+    base = hpml.case(TINY, phase="infer", weights="trained")
+    speed = hpml.run(base.sweep(engine=["eager", "onnxruntime", "openvino"]))
+    assert {r.status for r in speed.records} == {"ok"}
+    for one in speed.records:
+        assert one.parity["passed"] and one.actual["weights_sha256"]
+        assert one.stats["with_copies"]["n"] >= 3 and one.stats["with_preprocessing"]["n"] >= 3
+    assert speed.rows()[1].quality == "not measured"
+    hpml.run(base.but(measure="quality").sweep(engine=["eager", "onnxruntime", "openvino"]))
+    vouched = hpml.run(base.sweep(engine=["eager", "onnxruntime", "openvino"])).rows()
+    assert [row.quality for row in vouched[1:]] == ["kept", "kept"]
+    assert vouched[1].quality_value == pytest.approx(record.quality["value"], abs=0.01)
+
+
+def test_another_models_weights_are_refused_with_their_name():
+    from safetensors.torch import save_file
+    from torch import zeros
+
+    path = env.run_dir("here") / "other.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file({"a": zeros(3)}, path)
+    record = hpml.run(hpml.case(TINY, weights=str(path))).records[0]
+    assert record.status == "failed" and "other.safetensors: not weights of this model" in record.reason
+    path.write_bytes(b"short")
+    assert "not weights of this model" in hpml.run(hpml.case(TINY, weights=str(path))).records[0].reason
+
+
+def test_an_interrupted_fit_goes_on_from_its_last_epoch(tmp_path):
+    """Killed after the second epoch, then run again: the same curve as a fit that ran through."""
+    through = hpml.run(hpml.case(TINY, fit=True, epochs=3), rounds=1).records[0]
+    case = hpml.case(TINY, fit=True, epochs=3)
+    log_folder = env.run_dir("cut") / "logs"
+    def kill() -> None:
+        while True:
+            for log in log_folder.glob("*.log"):
+                if "epoch 2 of 3" in log.read_text():
+                    for child in psutil.Process().children(recursive=True):
+                        if child.name() and any(str(f.path).endswith(log.name) for f in _open_files(child)):
+                            child.kill()
+                            return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    cut = hpml.run(case, rounds=1, run_id="cut").records[0]
+    if cut.status == "ok":
+        pytest.fail("the fit ended before it could be killed")
+    whole = hpml.run(case, rounds=1, run_id="cut").records[-1]
+    assert whole.status == "ok" and len(whole.quality["curve"]) == 3
+    assert [c[1] for c in whole.quality["curve"]] == pytest.approx([c[1] for c in through.quality["curve"]], rel=1e-4)
+
+
+def _open_files(process):
+    try:
+        return process.open_files()
+    except psutil.Error:
+        return []
+
+
+def test_show_prints_the_library_without_docstring(capsys):
+    from hpml import train
+
+    hpml.show(train.train_step)
+    out = capsys.readouterr().out
+    assert "scaler.scale(loss).backward()" in out and '"""' not in out and out.startswith("# train.py")

@@ -1,0 +1,94 @@
+"""The training loop: accumulation is the large batch where nothing depends on the batch, and the marks add up."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpml import fit, train, workloads
+from hpml.env import HpmlError, Unavailable
+from hpml.knobs import validate
+from hpml.measure import Marks
+
+TINY = workloads.get(str(Path(__file__).parent.parent / "tiny.py"))
+
+
+def gradient(batches, **settings):
+    """Parameters after one step over `batches`."""
+    torch.manual_seed(0)
+    knobs = validate("train", {"batch": sum(len(y) for _, y in batches), "lr": 1.0, **settings})
+    model, optimizer, scaler, _ = train.build(TINY, knobs, 3, None)
+    marks = Marks("cpu")
+    loss = train.train_step(model, iter(batches), knobs, workload=TINY, optimizer=optimizer, scaler=scaler, marks=marks)
+    return float(loss), torch.cat([p.detach().flatten() for p in model.parameters()]), marks
+
+
+def batch(count, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, 8, 8, generator=random), torch.randint(0, 3, (count,), generator=random)
+
+
+def test_accumulation_is_the_large_batch_without_batchnorm():
+    images, labels = batch(16)
+    whole = gradient([(images, labels)])
+    parts = gradient([(images[i:i + 4], labels[i:i + 4]) for i in range(0, 16, 4)], accum_steps=4)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-5)
+    assert torch.allclose(parts[1], whole[1], atol=1e-6)
+
+
+def test_marks_give_five_phases_for_each_micro_batch():
+    images, labels = batch(16)
+    _, _, marks = gradient([(images[:8], labels[:8]), (images[8:], labels[8:])], accum_steps=2)
+    spans = marks.spans()
+    phases = train.phase_seconds(spans, 2)
+    assert len(spans) == 10 and sum(phases.values()) == pytest.approx(marks.points[-1] - marks.points[0])
+    assert phases["forward"] > 0 and phases["backward"] > 0
+
+
+def test_a_scripted_and_a_wrapped_model_compute_the_same():
+    plain = gradient([batch(8)])
+    for settings in ({"script": "torchscript"}, {"memory_format": "channels_last"}, {"parallel": "ddp"}):
+        try:
+            loss, parameters, _ = gradient([batch(8)], **settings)
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+        assert loss == pytest.approx(plain[0], rel=1e-5), settings
+        assert torch.allclose(parameters, plain[1], atol=1e-5), settings
+
+
+def test_what_a_machine_cannot_do_is_said():
+    with pytest.raises(Unavailable, match="no GPU"):
+        gradient([batch(8)], parallel="dp")
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+    job = {"knobs": validate("train", {"batch": 10, "accum_steps": 4}), "protocol": {"seed": 0}, "weights": None}
+    with pytest.raises(HpmlError, match="batch=10 cannot be split into accum_steps=4"):
+        train.measure(job, TINY)
+
+
+def test_flops_of_resnet50_are_the_published_ones():
+    """4.09 G multiply-adds at 224 pixels (He et al., table 1; torchvision's weights page): 3 times that with the backward pass."""
+    resnet = workloads.get("resnet50")
+    flops = train.train_flops(resnet, validate("train", {"image": 224}), 1000)
+    assert flops / 3 == pytest.approx(2 * 4.09e9, rel=0.02)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    knobs = validate("train", {"batch": 8})
+    model, optimizer, scaler, actual = train.build(TINY, knobs, 3, None)
+    path = tmp_path / "tiny.checkpoint.pt"
+    path.write_bytes(b"half")
+    with pytest.raises(HpmlError, match=r"tiny\.checkpoint\.pt: not a checkpoint"):
+        fit._resume(path, model, optimizer, fit._schedule(optimizer, {**knobs, "epochs": 1}, 3, actual["lr"]), scaler)
+
+
+def test_same_seed_same_batches():
+    from hpml.data.loader import loader
+
+    points = TINY.Points(*(part.numpy() for part in (torch.arange(64 * 192, dtype=torch.uint8).reshape(64, 8, 8, 3), torch.arange(64))))
+    first, second, other = ([y.tolist() for _, y in loader(points, {}, batch=8, shuffle=True, seed=seed)] for seed in (1, 1, 2))
+    assert first == second != other
+    assert sorted(itertools.chain.from_iterable(first)) == list(range(64))
