@@ -164,10 +164,25 @@ app.command("train")(_train)
 
 
 @app.command()
-def report(run_id: str) -> None:
-    """Build a run's report again from its records."""
+def report(
+    run_id: Annotated[str | None, typer.Argument(help="a run's name")] = None,
+    readme: Annotated[bool, typer.Option("--readme", help="write README.md's results from the committed reference records")] = False,
+    bless: Annotated[bool, typer.Option("--bless", help="make this run the reference of its machine (6 rounds, clean commit)")] = False,
+) -> None:
+    """Build a run's report again from its records; or write README's results; or bless a run as reference."""
+    from hpml import reference
     from hpml import report as site
 
+    if readme:
+        path = env.root() / "README.md"
+        path.write_text(reference.readme(path))
+        print(path)
+        return
+    if not run_id:
+        raise HpmlError("give a run's name, or --readme")
+    if bless:
+        print(reference.bless(run_id))
+        return
     folder = env.run_dir(run_id)
     if not folder.is_dir():
         raise HpmlError(f"no run {run_id!r} in {folder.parent}")

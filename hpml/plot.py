@@ -195,10 +195,12 @@ def claim_of(rows: Sequence[Row]) -> str:
     count = {word: [row for row in measured if row.verdict == word] for word in ("faster", "slower", "no difference", "too few rounds")}
     if count["faster"]:
         best = max(count["faster"], key=lambda row: row.ratio)
-        return f"{subject}{len(count['faster'])} of {len(measured)} measured cases are faster, most {name(best, rows)} ({tables.ratio(best.ratio)})"
+        most = f"{name(best, rows)} ({tables.ratio(best.ratio)})"
+        return f"{subject}{len(count['faster'])} of {len(measured)} measured cases are faster, most {most}"
     if count["slower"]:
         worst = min(count["slower"], key=lambda row: row.ratio)
-        return f"{subject}no case is faster; {len(count['slower'])} of {len(measured)} slower, most {name(worst, rows)} ({tables.ratio(worst.ratio)})"
+        most = f"{name(worst, rows)} ({tables.ratio(worst.ratio)})"
+        return f"{subject}no case is faster; {len(count['slower'])} of {len(measured)} slower, most {most}"
     if count["no difference"]:
         return f"{subject}no difference beyond the noise in {len(count['no difference'])} of {len(measured)} cases"
     return f"{subject}too few rounds for a verdict"

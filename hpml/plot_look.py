@@ -71,8 +71,14 @@ def styled(function):
     def drawn(*args, **kwargs):
         from matplotlib import pyplot
 
-        with pyplot.rc_context(STYLE):
+        # Not pyplot.rc_context: it also puts back "interactive", which the notebook's backend switches on when it is first used,
+        # and from then on notebooks would show no chart.
+        before = {name: pyplot.rcParams[name] for name in STYLE}
+        pyplot.rcParams.update(STYLE)
+        try:
             return function(*args, **kwargs)
+        finally:
+            pyplot.rcParams.update(before)
 
     return drawn
 

@@ -69,7 +69,8 @@ def warmup_curve(record: Record):
     spread = 100 * float(np.subtract(*np.percentile(steady, (75, 25)))) / median
     claim = f"Steady iterations take {tables.figure(median, 'ms')}, the middle half within {spread:.1f} %"
     if early:
-        claim = f"The first call takes {early[0] / median:.1f}x a steady iteration ({tables.figure(early[0])} and {tables.figure(median, 'ms')})"
+        both = f"{tables.figure(early[0])} and {tables.figure(median, 'ms')}"
+        claim = f"The first call takes {early[0] / median:.1f}x a steady iteration ({both})"
     kept = "" if record.samples.get("warmup") or not count else "Of the warm-up, only the first call was kept. "
     caption = f"{kept}{clean(record.case.get('label', ''))}, n = {len(steady)} iterations; {clean(record.machine.get('id', ''))}."
     return finish(
@@ -101,7 +102,8 @@ def noise(logs: Sequence[float]):
     axes.set_ylabel("difference, %")
     if floors:
         claim = (
-            f"The same case against itself differs by up to {max(map(abs, shares)):.1f} %; noise floor {floors[compare.MIN_ROUNDS]:.1f} % at "
+            f"The same case against itself differs by up to {max(map(abs, shares)):.1f} %; "
+            f"noise floor {floors[compare.MIN_ROUNDS]:.1f} % at "
             f"{compare.MIN_ROUNDS} rounds, {floors[compare.MAX_ROUNDS]:.1f} % at {compare.MAX_ROUNDS}"
         )
         if floors[compare.MAX_ROUNDS] > 100 * compare.TOO_NOISY:
@@ -148,7 +150,8 @@ def limits(records: Sequence[Record]):
     )
     absent = {f"{_limit_name(r)} {r.knobs.get('engine', '')}": r.reason for r in found if r.status != "ok"}
     missing = f"{len(absent)} limits not measured here. " if absent else ""
-    caption = f"Best of repeated calls; operations counted as in the direct algorithm. {missing}{clean(found[0].machine.get('id', '') if found else '')}"
+    where = clean(found[0].machine.get("id", "")) if found else ""
+    caption = f"Best of repeated calls; operations counted as in the direct algorithm. {missing}{where}"
     alt = f"Bars. {claim}. " + "; ".join(
         f"{name} {engine}: {tables.si(r.actual['value'], r.actual['unit'])}" for (name, engine), r in best.items()
     )

@@ -53,12 +53,14 @@ def worth(rows: Sequence[Row]):
     best = max(kept or good, key=lambda row: row.ratio, default=None)
     claim = f"Faster in {len(good)} of {len(measured)} measured cases, quality shown to be kept in {len(kept)} of them"
     if best:
-        claim += f"; {'best of these' if kept else 'most'}: {tables.title(best.workload)}, {tables.settings(best, best.differs_in) or best.label} ({tables.ratio(best.ratio)})"
+        what = tables.settings(best, best.differs_in) or best.label
+        claim += f"; {'best of these' if kept else 'most'}: {tables.title(best.workload)}, {what} ({tables.ratio(best.ratio)})"
     if any(row.tier == "smoke" for row in others):
         claim = f"{len(measured)} of {len(others)} cases ran"
     caption = (
         "▲\u00a0faster  ▼\u00a0slower  =\u00a0no difference  ?\u00a0too few rounds for a verdict; second mark, quality: ✓\u00a0kept  "
-        "✗\u00a0lost  –\u00a0not measured  ?\u00a0not informative; bold: faster with quality kept; hatched: not measured here; blank: not asked.\n"
+        "✗\u00a0lost  –\u00a0not measured  ?\u00a0not informative; bold: faster with quality kept; "
+        "hatched: not measured here; blank: not asked.\n"
         f"{provenance(others)}."
     )
     alt = (

@@ -145,7 +145,8 @@ def latency(rows: Sequence[Row]):
         + "; ".join(f"{engine(r.knobs)} {_precision(r)}, batch {r.knobs['batch']}: {tables.figure(r.latency_ms, 'ms')}" for r in rows)
         + f". {gone}"
     )
-    caption = f"Median of a call, inputs and outputs resident; bars: 95 % interval of the ratio to the baseline. {clean(gone)} {provenance(rows)}."
+    what = "Median of a call, inputs and outputs resident; bars: 95 % interval of the ratio to the baseline."
+    caption = f"{what} {clean(gone)} {provenance(rows)}."
     return finish(grid[0, 0], headed(clean(claim), rows), caption, alt)
 
 

@@ -36,7 +36,7 @@ def _names(records: Sequence[Record]) -> dict[str, str]:
 
 @styled
 def phases(records: Sequence[Record]):
-    """Where a step goes: milliseconds of wait, copy, forward, backward, optimizer per step and case (mean over all rounds). Returns the Axes."""
+    """Where a step goes: ms of wait, copy, forward, backward, optimizer per step and case, the mean over all rounds. Returns the Axes."""
     timed = [r for r in records if r.status == "ok" and r.samples and r.samples.get("phases")]
     names = _names(timed)
     means = {
@@ -206,7 +206,7 @@ def pictures(images, titles: Sequence[str], columns: int = 8):
     images = [np.asarray(image) for image in images]
     rows = max(1, -(-len(images) // columns))
     room = 0.12 if columns > 5 else 0.08  # a line of text, as a share of a picture
-    lines = [_two_lines(title, max(6, 98 // columns)) for title in titles]
+    lines = [_two_lines(title, max(6, 100 // columns)) for title in titles]
     top = room * max((line.count("\n") + 1 for line in lines), default=1) * max(1, columns / 5) + 0.06
     figure, grid = figure_of(0.5 + rows * (1 + top) * 5.8 / columns)
     axes = grid[0, 0]

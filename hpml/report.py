@@ -116,9 +116,11 @@ def _here(current: bool) -> str:
 
 def _page(title: str, inner: str, notebooks: Sequence[dict], current: str) -> str:
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<title>{e(title)}</title>\n<link rel="stylesheet" href="style.css">\n<link rel="icon" href="data:,">\n</head>\n<body>\n'
-        f'<div class="frame">\n<main>\n<a class="to-contents" href="#contents">Contents</a>\n{inner}\n</main>\n{_contents(notebooks, current)}\n</div>\n'
+        f'<div class="frame">\n<main>\n<a class="to-contents" href="#contents">Contents</a>\n{inner}\n</main>\n'
+        f"{_contents(notebooks, current)}\n</div>\n"
         f'<script src="script.js"></script>\n</body>\n</html>\n'
     )
 
@@ -130,7 +132,8 @@ def _notebook_page(run_dir: Path, notebooks: Sequence[dict], line: int, status: 
         return
     path = run_dir / "report" / one["page"]
     pages = {"index.html", *(other["page"] for other in notebooks if other["page"])}
-    mark = f"<!--notebook {report_results.digest(one['path'].read_bytes(), report_results.sources('report_notebook.py', 'report_assets/notebook/*'), sorted(pages))}-->"
+    converter = report_results.sources("report_notebook.py", "report_assets/notebook/*")
+    mark = f"<!--notebook {report_results.digest(one['path'].read_bytes(), converter, sorted(pages))}-->"
     old = path.read_text(encoding="utf-8") if path.exists() else ""
     if old.count(mark) == 2:
         content = old.split(mark)[1]
@@ -150,7 +153,8 @@ def _notebook_page(run_dir: Path, notebooks: Sequence[dict], line: int, status: 
     after = f'<a href="{e(around[at + 1]["page"])}">{e(around[at + 1]["title"])} →</a>' if at + 1 < len(around) else ""
     banner = f'<p class="banner">{tables.SMOKE}</p>' if status.get("tier") == "smoke" else ""
     inner = (
-        f'<p class="soft">{e(_part(one["name"]))}</p>{banner}{ran}<button class="plain" id="toggle-code" type="button" hidden>Show all code</button>\n'
+        f'<p class="soft">{e(_part(one["name"]))}</p>{banner}{ran}'
+        '<button class="plain" id="toggle-code" type="button" hidden>Show all code</button>\n'
         f'{mark}{content}{mark}\n<div class="pages"><span>{before}</span><span>{after}</span></div>'
     )
     report_results.write(path, _page(one["title"], inner, notebooks, one["page"]))
@@ -294,7 +298,9 @@ def _notebook_list(notebooks: Sequence[dict]) -> str:
             f'<td class="number">{e(_seconds(one.get("seconds")))}</td><td>{e(one.get("reason") or "")}</td></tr>'
         )
     return (
-        '<h2 id="notebooks">Notebooks</h2><p><input type="search" placeholder="Search the notebooks" aria-label="Search the notebooks" hidden></p>'
-        '<div class="scroll"><table class="notebooks"><thead><tr><th>name</th><th>question</th><th>status</th><th>time</th><th>reason</th></tr></thead>'
+        '<h2 id="notebooks">Notebooks</h2>'
+        '<p><input type="search" placeholder="Search the notebooks" aria-label="Search the notebooks" hidden></p>'
+        '<div class="scroll"><table class="notebooks"><thead><tr>'
+        "<th>name</th><th>question</th><th>status</th><th>time</th><th>reason</th></tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )

@@ -96,7 +96,8 @@ def figure(chart: Chart) -> str:
         return f'<p class="note">{e(chart.name)}: {e(chart.alt)}</p>'
     data = base64.b64encode(chart.path.read_bytes()).decode()
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{e(chart.alt)}" width="600"><figcaption><details class="alt"><summary>In words</summary>'
+        f'<figure><img src="data:image/png;base64,{data}" alt="{e(chart.alt)}" width="600"><figcaption>'
+        '<details class="alt"><summary>In words</summary>'
         f'{e(chart.alt)}</details><a href="../charts/{e(chart.name)}.png">{e(chart.name)}.png</a></figcaption></figure>'
     )
 
@@ -120,6 +121,8 @@ def _slug(*words: str) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     cells = tables.columns(rows)
+    if "quality" in cells:
+        cells["quality"] = [tables.short_quality(item) for item in cells["quality"]]
     head = "".join(f'<th scope="col"{_number(name)}>{e(name)}</th>' for name in cells)
     body = "".join(
         "<tr>" + "".join(f"<td{_number(name)}>{e(texts[i])}</td>" for name, texts in cells.items()) + "</tr>" for i in range(len(rows))
@@ -128,7 +131,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _number(name: str) -> str:
-    return ' class="number"' if name in tables.NUMBERS else ""
+    return ' class="number"' if name in tables.NUMBERS else ' class="words"' if name in ("verdict", "quality") else ""
 
 
 def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> str:
@@ -142,7 +145,7 @@ def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[R
         case = [row for row in own if row.group == group]
         techniques = list(dict.fromkeys(row.technique for row in case if not row.is_baseline)) or [case[0].technique]
         file = _slug(name, case[0].phase, *techniques[:3])
-        if len(case) > 1:
+        if len(case) > 1 and not all(map(tables.unrated, case)):
             chart = charts.draw(file, repr(case), plot.comparison, case)
             drawn.append(chart)
             file = chart.name
@@ -151,12 +154,17 @@ def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[R
         files.append(file)
         tables.csv(case, run_dir / "tables" / f"{file}.csv")
     if own:
-        text.append(_table(own))
+        phases = list(dict.fromkeys(row.phase for row in own))
+        for phase in phases:
+            heading = f"<h3>{e(tables.PHASES.get(phase, phase).capitalize())}</h3>" if len(phases) > 1 else ""
+            text.append(heading + _table([row for row in own if row.phase == phase]))
         text.append('<p class="note">As CSV: ' + ", ".join(f'<a href="../tables/{e(file)}.csv">{e(file)}</a>' for file in files) + "</p>")
     drawn += _more_charts(name, own, raw, charts)
     text.append(_gallery(drawn))
     said = [
-        tables.sentence(row, tables.baseline_of(row, own)) for row in own if not row.is_baseline and row.verdict != "not measured here"
+        tables.sentence(row, tables.baseline_of(row, own))
+        for row in own
+        if not row.is_baseline and (row.verdict != "not measured here" or row.status == "ok") and not tables.unrated(row)
     ]
     if said:
         text.append("<h3>In words</h3><ul>" + "".join(f"<li>{e(line)}</li>" for line in said) + "</ul>")
@@ -169,7 +177,7 @@ def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[R
 def _lost(rows: Sequence[Row], raw: Sequence[Record]) -> list[str]:
     """Cases without a figure and their reasons, then rounds and quality runs that failed although the case has figures."""
     said = [line.removeprefix("not measured here: ") for line in tables.notes(rows) if line.startswith("not measured here")]
-    shown = {(row.group, row.label) for row in rows if row.verdict == "not measured here"}
+    shown = {(row.group, row.label) for row in rows if row.status != "ok"}
     for r in raw:
         if r.status != "ok" and (r.case.get("group"), r.case.get("label")) not in shown:
             said.append(f"{r.case.get('label')}, {r.case['phase']}, round {(r.protocol.get('round') or 0) + 1}: {r.reason} ({r.status})")

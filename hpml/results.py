@@ -50,10 +50,11 @@ class Results:
         """The verdict on the case with these knobs as one sentence. Raises HpmlError when no case has them."""
         from hpml import tables
 
-        fitting = [row for row in self.rows() if all(row.knobs.get(name) == value for name, value in knobs.items())]
+        rows = self.rows()
+        fitting = [row for row in rows if all(row.knobs.get(name) == value for name, value in knobs.items())]
         if not fitting:
             raise HpmlError(f"no case with {', '.join(f'{k}={v}' for k, v in knobs.items())} in these results")
-        return tables.sentence(fitting[0])
+        return tables.sentence(fitting[0], tables.baseline_of(fitting[0], rows))
 
     def __repr__(self) -> str:
         from hpml import tables

@@ -151,8 +151,8 @@ def _say_verdicts(folder: Path, name: str, shown: set[str]) -> None:
     """The new verdicts as sentences, so that somebody who waits has something to read."""
     found = records.read(folder / "records.jsonl")
     own = [r for r in found if r.notebook == name and not is_quality_run(r)]
-    for row in Results(own, found).rows():
-        if not row.is_baseline and row.rounds and (line := tables.sentence(row)) not in shown:
+    for line in tables.sentences([row for row in Results(own, found).rows() if row.rounds]):
+        if line not in shown:
             shown.add(line)
             print(f"    {line}")
 

@@ -20,7 +20,8 @@ from hpml.results import Results
 
 TIMEOUT_S = {"smoke": 120, "cpu": 600, "gpu": 600, "full": 7 * 86_400}
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
-MEASURING = ("measure.py", "train.py", "fit.py", "infer.py", "loading.py", "launch.py", "export.py", "limits.py", "data/*.py", "engines/*.py")
+MEASURING = ("measure.py", "train.py", "fit.py", "infer.py", "loading.py", "launch.py", "export.py", "limits.py", "data/*.py",
+             "engines/*.py")
 
 
 def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None = None, run_id: str | None = None) -> Results:

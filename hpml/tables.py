@@ -58,6 +58,8 @@ def title(workload: str) -> str:
 
 def verdict(row: Row) -> str:
     """The verdict without the figures that stand in columns of their own; a reason is cut off, `notes` has it whole."""
+    if unrated(row):
+        return "done"
     if row.verdict == "not measured here":
         return "not measured here"
     if row.verdict == "too few rounds" and row.rounds >= MIN_ROUNDS:
@@ -72,6 +74,17 @@ def quality(row: Row) -> str:
     if row.verdict == "not measured here" and row.quality_value is None:
         return ""
     return re.sub(r"n=(\d+)", lambda m: f"n={int(m[1]):,}", row.quality_text)
+
+
+def short_quality(shown: str) -> str:
+    """The quality without n, margin and number of seeds, which the sentence has."""
+    kept = re.split(r",? \(?(?:n=|margin|interval)", shown)[0]
+    return kept + ")" * (kept.count("(") - kept.count(")"))
+
+
+def unrated(row: Row) -> bool:
+    """Whether the case ran but has no rate at all (an export): there is nothing to compare, and nothing failed."""
+    return row.status == "ok" and row.per_s is None
 
 
 def _interval(row: Row) -> str:
@@ -127,7 +140,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What does not fit into a table: why a case was not measured, once for each reason; that figures are of the smoke tier."""
     reasons: dict[str, list[str]] = {}
     for row, label in zip(rows, names(rows), strict=True):
-        if row.verdict == "not measured here":
+        if row.verdict == "not measured here" and not unrated(row):
             reasons.setdefault(_reason(row), []).append(label)
     found = [f"not measured here: {'; '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in reasons.items()]
     if any(row.limit_percent and row.limit_percent > 100 for row in rows):
@@ -146,10 +159,7 @@ def text(rows: Sequence[Row]) -> str:
         return "no cases"
     cells = columns(rows)
     if len(_lines(cells)[0]) > WIDTH and "quality" in cells:  # n and the number of seeds stand in the sentence
-        cells["quality"] = [
-            re.split(r",? \(?(?:n=|margin|interval)|, n=", item)[0].rstrip(",") + (")" if item.startswith("kept (") else "")
-            for item in cells["quality"]
-        ]
+        cells["quality"] = [short_quality(item) for item in cells["quality"]]
     heading = [SMOKE] if any(row.tier == "smoke" for row in rows) else []
     remarks = [line for note in notes(rows) for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
     return "\n".join([*heading, *_lines(cells), *remarks])
@@ -220,6 +230,8 @@ def sentence(row: Row, baseline: Row | None = None) -> str:
         what += f" (a stack of {_listing(row.differs_in)})"
     before = settings(baseline, row.differs_in) if baseline else ""
     than = f"the baseline ({before})" if before else "the baseline"
+    if unrated(row):
+        return f"{_smoke(row)}{what} was done; it has no rate."
     if row.verdict == "not measured here":
         if row.status == "ok":  # it ran, its baseline did not
             return (

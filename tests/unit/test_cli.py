@@ -21,8 +21,9 @@ def hpml(*words: str, **settings: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(("words", "said"), [
     (["run", "--tier", "huge"], "unknown tier 'huge'"), (["run", "--workloads", "resnet50,vgg"], "unknown workload 'vgg'"),
-    (["run", "--only", "10,98"], "no notebook 98"), (["run", "--budget", "soon"], "budget 'soon'"), (["run", "--rounds", "0"], "at least 1"),
-    (["run", "--data", "mnist"], "data 'mnist'"), (["run", "--device", "tpu"], "device 'tpu'"), (["run", "--run-id", "a/b"], "run id 'a/b'"),
+    (["run", "--only", "10,98"], "no notebook 98"), (["run", "--budget", "soon"], "budget 'soon'"),
+    (["run", "--rounds", "0"], "at least 1"), (["run", "--data", "mnist"], "data 'mnist'"), (["run", "--device", "tpu"], "device 'tpu'"),
+    (["run", "--run-id", "a/b"], "run id 'a/b'"),
     (["run", "--resume", "--run-id", "never"], "nothing to resume"), (["train", "resnet51"], "unknown workload"),
     (["train", "resnet50", "--precision", "fp8"], "precision"), (["train", "resnet50", "--wrokers", "2"], "No such option"),
     (["train", "resnet50", "--batch", "0"], "batch=0"), (["train", TINY, "--epochs", "0"], "at least one epoch"),

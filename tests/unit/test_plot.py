@@ -55,8 +55,13 @@ def inside(axes) -> None:
 
 def bars(axes) -> list[tuple[float, float, str]]:
     """(from, to, colour) of the unhatched bars that have a length."""
-    return [(b.get_x(), b.get_x() + b.get_width(), to_hex(b.get_facecolor()).upper()) for c in axes.containers if hasattr(c, "patches")
-            for b in c.patches if not b.get_hatch() and b.get_width()]
+    return [
+        (b.get_x(), b.get_x() + b.get_width(), to_hex(b.get_facecolor()).upper())
+        for c in axes.containers
+        if hasattr(c, "patches")
+        for b in c.patches
+        if not b.get_hatch() and b.get_width()
+    ]
 
 
 def test_comparison_shows_ratio_interval_noise_guess_and_what_is_missing(rows):
@@ -65,8 +70,19 @@ def test_comparison_shows_ratio_interval_noise_guess_and_what_is_missing(rows):
     row = chosen[1]
     shown = texts(axes)
     assert f"ResNet-50 training: precision=bf16 is faster, {row.ratio:.2f}x, quality kept" in shown
-    for part in (f"▲ {row.ratio:.2f}x", tables.figure(row.per_s, "samples/s"), "24.0 % of compute limit", "your guess 1.50x", "baseline",
-                 "not measured: FP16 training on a CPU: no fast FP16 here", "n = 4 rounds", "noise floor", row.machine, "tier cpu", "CIFAR-10 (real)"):
+    for part in (
+        f"▲ {row.ratio:.2f}x",
+        tables.figure(row.per_s, "samples/s"),
+        "24.0 % of compute limit",
+        "your guess 1.50x",
+        "baseline",
+        "not measured: FP16 training on a CPU: no fast FP16 here",
+        "n = 4 rounds",
+        "noise floor",
+        row.machine,
+        "tier cpu",
+        "CIFAR-10 (real)",
+    ):
         assert part in shown, part
     assert pytest.approx(1 / (1 + row.floor)) in [left for left, _, _ in bars(axes)]
     assert any(right == pytest.approx(row.ratio) and shade == ENGINES["eager"] for _, right, shade in bars(axes))
@@ -124,8 +140,10 @@ def test_foreign_text_is_text():
     assert axes.figure.hpml_alt.count("long") == 60
 
 
-@pytest.mark.parametrize("function", [plot.comparison, plot.worth, plot.ladder, plot.phases, plot.curves, plot.speed_quality, plot.latency, plot.limits,
-                                      plot.noise])
+@pytest.mark.parametrize(
+    "function",
+    [plot.comparison, plot.worth, plot.ladder, plot.phases, plot.curves, plot.speed_quality, plot.latency, plot.limits, plot.noise],
+)
 def test_charts_of_nothing_say_so(function):
     axes = function([])
     assert axes.get_title(loc="left") and axes.figure.hpml_alt
@@ -155,8 +173,14 @@ def test_worth_holds_six_workloads(rows):
 
 def test_ladder_shows_steps_and_limit():
     steps = [({}, 50), ({"workers": 2}, 55), ({"workers": 2, "precision": "bf16"}, 77)]
-    climbed = compare.rows(noise() + [make(changes=c, varying=tuple(c), group="l", number=n, order=o, per_s=rate, limit=60.0)
-                                      for n in range(4) for o, (c, rate) in enumerate(steps)])
+    climbed = compare.rows(
+        noise()
+        + [
+            make(changes=c, varying=tuple(c), group="l", number=n, order=o, per_s=rate, limit=60.0)
+            for n in range(4)
+            for o, (c, rate) in enumerate(steps)
+        ]
+    )
     axes = plot.ladder(climbed)
     shown = texts(axes)
     assert "+ workers=2" in shown and "+ precision=bf16" in shown and "the whole stack gives 1.54x" in shown
@@ -184,11 +208,17 @@ def test_curves_show_seeds_and_their_mean():
 def test_speed_quality_says_the_claim_and_what_was_not_measured(rows):
     infer = [row for row in rows if row.phase == "infer" and row.knobs["batch"] == 8]
     assert "Speed is measured, quality is not" in texts(plot.speed_quality(infer))
-    known = [dataclasses.replace(row, quality_value=value, quality=word, quality_metric="top-1 accuracy")
-             for row, value, word in zip(infer, (0.853, 0.852, None), ("not measured", "kept", "not measured"), strict=False)]
+    known = [
+        dataclasses.replace(row, quality_value=value, quality=word, quality_metric="top-1 accuracy")
+        for row, value, word in zip(infer, (0.853, 0.852, None), ("not measured", "kept", "not measured"), strict=False)
+    ]
     axes = plot.speed_quality(known, margin=0.01)
     shown = texts(axes)
-    assert "Fastest with quality kept: onnxruntime fp32" in shown and "quality not measured (1 of 3 cases)" in shown and "top-1 accuracy, %" in shown
+    assert (
+        "Fastest with quality kept: onnxruntime fp32" in shown
+        and "quality not measured (1 of 3 cases)" in shown
+        and "top-1 accuracy, %" in shown
+    )
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
     assert [to_hex(line.get_markeredgecolor()).upper() for line in hollow] == [ENGINES["openvino"]]
     inside(axes)
@@ -249,6 +279,23 @@ def test_show_alt_prints_outside_a_notebook(rows, capsys):
     axes = plot.comparison(group(rows, "precision"))
     plot.show_alt(axes)
     assert capsys.readouterr().out.startswith("Alt text: Bar chart of ratios to the baseline. ResNet-50 training")
+
+
+def test_a_notebook_shows_every_chart_and_its_words_under_it(monkeypatch):
+    from nbclient import NotebookClient
+    from nbformat import v4
+
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    sources = (
+        "from hpml import plot\nplot.noise([0.01, 0.02, -0.01]);",
+        "plot.noise([0.01, 0.02, -0.01]);",
+        "plot.show_alt(plot.noise([0.01, 0.02, -0.01]))",
+    )
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(source) for source in sources])
+    NotebookClient(notebook, timeout=60).execute()
+    first, second, third = ([sorted(output["data"])[0] for output in cell.outputs if "data" in output] for cell in notebook.cells)
+    assert first == second == ["image/png"] and third == ["image/png", "text/markdown"]
+    assert "noise floor" in notebook.cells[2].outputs[0]["metadata"]["image/png"]["alt"]
 
 
 def test_the_readers_own_style_is_left_alone(rows):

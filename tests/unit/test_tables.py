@@ -337,7 +337,8 @@ def test_sentence_of_a_faster_case():
     rows = rows_of_precision()
     row = only(rows, precision="bf16")
     assert tables.sentence(row, rows[0]) == (
-        f"ResNet-50 training with precision=bf16 is faster than the baseline (precision=fp32): {row.ratio:.2f}x, 95 % interval {row.low:.2f} to "
+        f"ResNet-50 training with precision=bf16 is faster than the baseline (precision=fp32): {row.ratio:.2f}x, "
+        f"95 % interval {row.low:.2f} to "
         f"{row.high:.2f} over 4 rounds (noise floor {compare.percent(row.floor)}); quality kept (+0.3 points, n=1,000, 3 seeds); "
         f"24.0 % of the compute limit."
     )
@@ -369,6 +370,32 @@ def test_sentences_without_floor_with_noise_and_without_baseline():
     lost = compare.rows(sweep("precision", ["fp32", "bf16"], lost={"fp32": ("oom", "out of memory: 30 GiB asked")}))
     assert "its baseline has no figure" in tables.sentence(lost[1])
     assert tables.sentence(lost[0]).endswith("was not measured here: out of memory: 30 GiB asked (oom).")
+
+
+@pytest.mark.parametrize(
+    ("shown", "short"),
+    [
+        ("kept (+0.3 points, n=1,000, 3 seeds)", "kept (+0.3 points)"),
+        ("lost by 1.2 points (margin 1.0, n=1,000, 1 seed)", "lost by 1.2 points"),
+        ("not informative (12 %, n=80)", "not informative (12 %)"),
+        ("80 % (n=1,000)", "80 %"),
+        ("not measured", "not measured"),
+        ("", ""),
+        ("not informative (+0.3 points, interval wider than the margin, n=80, 3 seeds)", "not informative (+0.3 points)"),
+        ("85 % (baseline's not measured)", "85 % (baseline's not measured)"),
+    ],
+)
+def test_short_quality(shown, short):
+    assert tables.short_quality(shown) == short
+
+
+def test_a_case_without_a_rate_is_done_not_missing():
+    records = [make(group="e", order=o, changes=c, varying=("precision",)) for o, c in enumerate(({}, {"precision": "bf16"}))]
+    for record in records:
+        record.stats = None
+    rows = compare.rows(records)
+    assert tables.text(rows).count("done") == 2 and "not measured here" not in tables.text(rows)
+    assert tables.sentence(rows[1]) == "ResNet-50 training with precision=bf16 was done; it has no rate."
 
 
 def test_a_limit_above_100_percent_is_flagged():

@@ -51,7 +51,8 @@ def test_resnet50_evaluates_any_predictor():
     assert scores["value"] == pytest.approx(0.1) and scores["n"] == sum(seen) == 40 and scores["chance"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("text", "said"), [("NAME = 'x'", "missing TITLE"), ("1 / 0", "ZeroDivisionError"), ("import nothing_there", "No module")])
+@pytest.mark.parametrize(("text", "said"), [
+    ("NAME = 'x'", "missing TITLE"), ("1 / 0", "ZeroDivisionError"), ("import nothing_there", "No module")])
 def test_a_readers_file_that_is_wrong_is_named(tmp_path, text, said):
     path = tmp_path / "mine.py"
     path.write_text(text)

@@ -1,0 +1,103 @@
+"""Reference records: a run is blessed into results/reference/<machine>/, and README's results are written from there."""
+
+import re
+import shutil
+from pathlib import Path
+
+from hpml import compare, env, notebooks, records, report, tables
+from hpml.compare import Row
+from hpml.env import HpmlError
+
+BEGIN, END = "<!-- results: written by `hpml report --readme` -->", "<!-- /results -->"
+
+
+def bless(run_id: str) -> Path:
+    """Copy a run's records, tables and charts to the reference of its machine; returns the folder.
+
+    Raises HpmlError unless every comparison with figures has 6 rounds, its noise floor and a clean, known commit.
+    """
+    run = env.run_dir(run_id)
+    found = records.read(run / "records.jsonl")
+    if not found:
+        raise HpmlError(f"no records in {run}")
+    short = [f"{row.technique} {row.label} ({row.rounds})" for row in compare.rows(found)
+             if not row.is_baseline and 0 < row.rounds < compare.MAX_ROUNDS and row.phase != "export"]
+    if short:
+        raise HpmlError(f"a reference has {compare.MAX_ROUNDS} rounds of everything; fewer here: {', '.join(short)}")
+    if any(r.git.get("dirty") or not r.git.get("commit") for r in found):
+        raise HpmlError("a reference is measured on a clean commit: these records come from changed or unknown sources")
+    report.build(run)
+    target = env.reference_dir() / found[0].machine["id"]
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    shutil.copyfile(run / "records.jsonl", target / "records.jsonl")
+    for name in ("tables", "charts"):
+        shutil.copytree(run / name, target / name)
+    return target
+
+
+def readme_block() -> str:
+    """README's results from records: for each reference machine its facts, what was worth it, the table and the figure."""
+    parts = []
+    for folder in sorted(path.parent for path in env.reference_dir().glob("*/records.jsonl")):
+        found = records.read(folder / "records.jsonl")
+        rows = compare.rows(found)
+        parts += [_machine(found[0].machine, found), _headline(rows), _table(rows, folder), _figure(folder, rows)]
+    return "\n\n".join(parts) if parts else "No machine's reference is recorded yet."
+
+
+def _machine(machine: dict, found: list[records.Record]) -> str:
+    chip = machine["gpu"] or f"{machine['cpu']} (family/model {machine['family_model']}), {', '.join(machine['isa'])}"
+    versions = found[0].versions
+    texts = dict.fromkeys(compare.data_text(r) for r in found if r.actual.get("data"))
+    return (f"### {chip}, {machine['cores']} cores\n\nMeasured {found[0].created[:10]} at commit `{found[0].git['commit'][:10]}` with torch "
+            f"{versions.get('torch')}, ONNX Runtime {versions.get('onnxruntime-gpu', versions.get('onnxruntime'))}, OpenVINO "
+            f"{versions.get('openvino')}. Data: {next(iter(texts), 'none')}.")
+
+
+def _headline(rows: list[Row]) -> str:
+    rated = [row for row in rows if row.ratio and not row.is_baseline]
+    words = {word: sum(row.verdict == word for row in rated) for word in ("faster", "slower", "no difference")}
+    best = max((row for row in rated if row.verdict == "faster" and row.quality == "kept"), key=lambda row: row.ratio, default=None)
+    text = (f"Of {len(rated)} comparisons {words['faster']} are faster than their baseline, {words['slower']} slower, and "
+            f"{words['no difference']} show no difference.")
+    return text + (f" {tables.sentence(best, tables.baseline_of(best, rows))}" if best else "")
+
+
+def _table(rows: list[Row], folder: Path) -> str:
+    lines = ["| notebook | step | baseline | ratio | verdict | quality | % of limit |", "|---|---|---|---|---|---|---|"]
+    pages = {book.name: book for book in notebooks.course()}
+    for row in rows:
+        if row.is_baseline or (row.rounds == 0 and row.status == "ok"):
+            continue
+        base = tables.baseline_of(row, rows)
+        number = f"[{row.notebook[:2]}](notebooks/{row.notebook}.ipynb)" if row.notebook in pages else ""
+        ratio = f"{row.ratio:.2f}x [{row.low:.2f}, {row.high:.2f}]" if row.ratio and row.low else ""
+        limit = f"{row.limit_percent:.0f} % ({row.limit_bound})" if row.limit_percent else ""
+        verdict = row.verdict_text if row.verdict in ("no difference", "not measured here", "too few rounds") else row.verdict
+        lines.append(f"| {number} | {_title(row)}: {row.label} | {base.label if base else ''} | {ratio} | {verdict} | {row.quality_text} "
+                     f"| {limit} |")
+    run = f"[records]({_link(folder / 'records.jsonl')}), [tables]({_link(folder / 'tables')})"
+    again = "`HPML_DATA=<your data> ./run_all.sh --workloads resnet50 --rounds 6 --budget none`"
+    return "\n".join(lines) + f"\n\nEach number again: {again}, or one notebook's with `--only NN`. Raw values: {run}."
+
+
+def _title(row: Row) -> str:
+    return f"{tables.title(row.workload)} {tables.PHASES.get(row.phase, row.phase)}"
+
+
+def _link(path: Path) -> str:
+    return path.relative_to(env.root()).as_posix()
+
+
+def _figure(folder: Path, rows: list[Row]) -> str:
+    chart = folder / "charts" / "worth.png"
+    return f"![{_headline(rows)}]({_link(chart)})" if chart.exists() else ""
+
+
+def readme(path: Path) -> str:
+    """The text of `path` with its results block written anew. Raises HpmlError when the block's marks are missing."""
+    text = path.read_text()
+    if BEGIN not in text or END not in text:
+        raise HpmlError(f"{path}: the marks of the results block are missing ({BEGIN} ... {END})")
+    return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: f"{BEGIN}\n{readme_block()}\n{END}", text, flags=re.DOTALL)
