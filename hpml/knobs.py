@@ -59,10 +59,10 @@ KNOBS: dict[str, Knob] = {
                  ("matmul", "conv3x3", "memory", "h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable", "jpeg")),
     "dtype": Knob("fp32", ("limit",), "data type of the limit", least=None),
 }
-# What may differ between a speed figure and the quality run that vouches for it: the amount of training and the size of the
-# input are not what a technique is.
+# What may differ between a speed figure and the quality run that vouches for it: the amount of training, the size of the
+# input and the first layers fitted to it are not what a technique is.
 SIZE_KNOBS = ("epochs", "train_samples", "test_samples", "image", "batch", "threads", "schedule", "measure", "hint", "lr", "seed",
-              "slowdown")
+              "slowdown", "stem")
 
 
 def defaults(phase: str) -> dict:

@@ -12,6 +12,7 @@ from hpml.env import HpmlError
 
 PARAMETERS = ("tier", "workloads", "device", "data", "run_id", "guess")  # every notebook has these; sweep lists come on top
 KEPT_METADATA = ("hpml", "kernelspec", "language_info")
+QUIET_KERNEL = ["--IPKernelApp.log_level=ERROR"]  # it warns on every start that loopback is not encrypted
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -127,7 +128,8 @@ def store(paths: list[Path], say=print) -> None:
             saved = {name: os.environ.get(name) for name in settings}
             os.environ.update(settings)
             try:
-                NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+                NotebookClient(book, timeout=600, kernel_name="python3", extra_arguments=QUIET_KERNEL,
+                               resources={"metadata": {"path": str(path.parent)}}).execute()
             except (CellExecutionError, DeadKernelError) as error:
                 raise HpmlError(f"{path.name}: {str(error).strip().splitlines()[-1]}") from None
             finally:

@@ -50,7 +50,8 @@ def _machine(machine: dict, found: list[records.Record]) -> str:
     chip = machine["gpu"] or f"{machine['cpu']} (family/model {machine['family_model']}), {', '.join(machine['isa'])}"
     versions = found[0].versions
     texts = dict.fromkeys(compare.data_text(r) for r in found if r.actual.get("data"))
-    return (f"### {chip}, {machine['cores']} cores\n\nMeasured {found[0].created[:10]} at commit `{found[0].git['commit'][:10]}` with torch "
+    commit = found[0].git["commit"][:10]
+    return (f"### {chip}, {machine['cores']} cores\n\nMeasured {found[0].created[:10]} at commit `{commit}` with torch "
             f"{versions.get('torch')}, ONNX Runtime {versions.get('onnxruntime-gpu', versions.get('onnxruntime'))}, OpenVINO "
             f"{versions.get('openvino')}. Data: {next(iter(texts), 'none')}.")
 

@@ -137,7 +137,8 @@ def execute(book: Notebook, parameters: dict, folder: Path, share_s: float | Non
     outcome = {"status": "ok", "reason": None}
     try:
         papermill.execute_notebook(str(book.path), str(target), parameters=parameters, kernel_name="python3", cwd=str(env.root()),
-                                   progress_bar=False, execution_timeout=None if share_s is None else int(share_s) + 60)
+                                   progress_bar=False, extra_arguments=notebooks.QUIET_KERNEL,
+                                   execution_timeout=None if share_s is None else int(share_s) + 60)
     except PapermillExecutionError as error:
         outcome = {"status": "failed", "reason": f"cell {error.exec_count}: {error.ename}: {error.evalue}"[:300]}
     except (CellTimeoutError, TimeoutError):

@@ -9,12 +9,16 @@ def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_l
     The order depends on `seed` alone; the augmentation on it and the number of workers (without workers it draws from torch's global
     generator, which the caller seeds). Raises HpmlError where shared memory cannot hold the batches in flight.
     """
+    import multiprocessing
+
     import torch
     from torch.utils.data import DataLoader
 
     workers = knobs.get("workers", 0)
     if workers:
         _check_shared_memory(dataset, batch, workers, knobs["prefetch"])
+        if knobs["start_method"] == "forkserver":  # else each worker imports torch anew: seconds and half a GiB each
+            multiprocessing.get_context("forkserver").set_forkserver_preload(["hpml.preload"])
     extra = {"prefetch_factor": knobs["prefetch"], "persistent_workers": knobs["persistent_workers"],
              "multiprocessing_context": knobs["start_method"]} if workers else {}
     generator = torch.Generator().manual_seed(seed)

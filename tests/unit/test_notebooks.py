@@ -1,0 +1,61 @@
+"""The course's files: what a notebook declares, its normal form, and the runner's refusals."""
+
+import nbformat
+import pytest
+from nbformat import v4
+
+from hpml import notebooks, runner
+from hpml.env import HpmlError
+
+
+def book(parameters="tier = 'smoke'\nguess: float = 1.0\nnumbers = [1]\n"):
+    cell = v4.new_code_cell(parameters, metadata={"tags": ["parameters"], "papermill": {"duration": 1}})
+    printing = v4.new_code_cell("print(1)", execution_count=2, outputs=[
+        v4.new_output("stream", name="stderr", text="a warning"), v4.new_output("stream", name="stdout", text="1\n")])
+    return v4.new_notebook(cells=[v4.new_markdown_cell("# 99 · A title\n\n**What is\nasked?** More."), cell, printing],
+                           metadata={"papermill": {"x": 1}, "hpml": {"minutes": {"cpu": 2}}, "kernelspec": {"name": "conda-env-x", "display_name": "x"}})
+
+
+def test_a_notebook_describes_itself(tmp_path, monkeypatch):
+    nbformat.write(book(), tmp_path / "99_title.ipynb")
+    monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)
+    one = notebooks.course()[0]
+    assert (one.number, one.title, one.question) == ("99", "99 · A title", "What is asked?")
+    assert one.parameters == ("tier", "guess", "numbers") and one.minutes == {"cpu": 2}
+    with pytest.raises(HpmlError, match="no notebook 12: choose from 99"):
+        notebooks.chosen(["12"])
+    (tmp_path / "98_broken.ipynb").write_text("{")
+    with pytest.raises(HpmlError, match="98_broken.ipynb: not a notebook"):
+        notebooks.course()
+
+
+def test_an_undeclared_parameter_stops_the_run(tmp_path, monkeypatch):
+    nbformat.write(book(), tmp_path / "99_title.ipynb")
+    monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)
+    with pytest.raises(HpmlError, match="99_title.ipynb does not declare the parameter teir"):
+        runner.check_parameters(notebooks.course()[0], {"teir": "cpu", "guess": 1})
+
+
+def test_the_normal_form_keeps_what_readers_need(tmp_path, monkeypatch):
+    clean = notebooks.normalised(book())
+    assert set(clean.metadata) == {"hpml", "kernelspec", "language_info"} and clean.metadata.kernelspec.name == "python3"
+    assert clean.cells[1].metadata == {"tags": ["parameters"]}
+    assert [o.name for o in clean.cells[2].outputs] == ["stdout"] and clean.cells[2].execution_count == 2
+    assert notebooks.normalised(clean) == clean
+    nbformat.write(book(), tmp_path / "99_title.ipynb")
+    monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)
+    assert notebooks.not_normalised() == ["99_title.ipynb"]
+
+
+def test_storing_runs_the_cells_and_a_failure_leaves_the_source(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)
+    good, bad = tmp_path / "97_good.ipynb", tmp_path / "98_bad.ipynb"
+    nbformat.write(book("tier = 'smoke'\nprint(tier)"), good)
+    nbformat.write(book("raise ValueError('no such luck')"), bad)
+    before = bad.read_text()
+    notebooks.store([good], say=lambda _: None)
+    assert nbformat.read(good, as_version=4).cells[1].outputs[0].text == "smoke\n"
+    assert notebooks.not_normalised() == ["98_bad.ipynb"]
+    with pytest.raises(HpmlError, match=r"98_bad.ipynb: .*no such luck"):
+        notebooks.store([bad], say=lambda _: None)
+    assert bad.read_text() == before

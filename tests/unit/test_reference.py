@@ -1,0 +1,57 @@
+"""Reference records: what may be blessed, and README's block written from them alone."""
+
+import pytest
+from test_tables import noise, study, sweep
+
+from hpml import env, records, reference
+from hpml.env import HpmlError
+
+
+def run_of(tmp_path, monkeypatch, found, *, dirty=False):
+    monkeypatch.setenv("HPML_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("HPML_REFERENCE", str(tmp_path / "results" / "reference"))
+    monkeypatch.setattr(env, "root", lambda: tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    for record in found:
+        record.machine = {**record.machine, "family_model": "25/17"}
+        record.git = {"commit": "0123456789abcdef", "dirty": dirty}
+        records.append(env.run_dir("good") / "records.jsonl", record)
+
+
+def test_a_blessed_run_writes_readme(tmp_path, monkeypatch):
+    run_of(tmp_path, monkeypatch, noise() + sweep("precision", ["fp32", "bf16"], rounds=6, rates=(50, 90)))
+    folder = reference.bless("good")
+    assert {path.name for path in folder.iterdir()} == {"records.jsonl", "tables", "charts"}
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{reference.BEGIN}\nold\n{reference.END}\nafter\n")
+    text = reference.readme(page)
+    assert text.startswith("before") and text.endswith("after\n") and "old" not in text
+    assert "precision=bf16" in text and "1.80x" in text and "0123456789" in text and "--rounds 6" in text
+    page.write_text(text)
+    assert reference.readme(page) == text, "written again it is the same"
+
+
+def test_what_is_not_solid_is_not_blessed(tmp_path, monkeypatch):
+    run_of(tmp_path, monkeypatch, study())
+    with pytest.raises(HpmlError, match="6 rounds of everything; fewer here"):
+        reference.bless("good")
+    with pytest.raises(HpmlError, match="no records"):
+        reference.bless("other")
+
+
+def test_changed_sources_are_not_blessed(tmp_path, monkeypatch):
+    run_of(tmp_path, monkeypatch, noise() + sweep("precision", ["fp32", "bf16"], rounds=6, rates=(50, 90)), dirty=True)
+    with pytest.raises(HpmlError, match="clean commit"):
+        reference.bless("good")
+
+
+def test_a_page_without_marks_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(HpmlError, match="marks of the results block are missing"):
+        reference.readme(tmp_path / "README.md")
+
+
+def test_readme_is_what_the_committed_reference_says():
+    """The page that most people read may not differ from the records."""
+    page = env.root() / "README.md"
+    assert reference.readme(page) == page.read_text(), "run: hpml report --readme"
