@@ -220,8 +220,8 @@ def data_text(record: Record) -> str:
 
 
 def technique_key(record: Record) -> tuple:
-    """What a quality run must share with a speed figure to vouch for it: all knobs but the sizes."""
-    return (record.case["workload"], record.case["phase"],
+    """What a quality run must share with a speed figure to vouch for it: all knobs but the sizes, and the weights themselves."""
+    return (record.case["workload"], record.case["phase"], record.case["tier"], record.actual.get("weights_sha256"),
             *sorted((k, v) for k, v in record.knobs.items() if k not in SIZE_KNOBS))
 
 
@@ -235,6 +235,10 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
     if not own:
         return nothing
     theirs = _qualities(base, records) if base else {}
+    # Only runs of one group share the amount of training and the test images: pairs are made inside the latest such group.
+    shared = [group for group, _ in own if group in {other for other, _ in theirs}]
+    group = shared[-1] if shared else list(own)[-1][0]
+    own = {key: q for key, q in own.items() if key[0] == group}
     chosen = {key: q for key, q in own.items() if key in theirs} or own
     any_own = next(iter(chosen.values()))
     value = statistics.fmean(q["value"] for q in chosen.values())
@@ -246,7 +250,6 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
         return {**shown, "quality": "not measured", "quality_text": f"{percent(value)} (n={any_own['n']})"}
     if not theirs.keys() & own.keys():
         return {**shown, "quality": "not measured", "quality_text": f"{percent(value)} (baseline's not measured)"}
-    # Only runs of one group share the amount of training and the test images: pairs are made inside it.
     deltas = [own[i]["value"] - theirs[i]["value"] for i in sorted(own.keys() & theirs.keys())]
     delta, margin = statistics.fmean(deltas), any_own["margin"]
     worst = delta
@@ -257,7 +260,8 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
     word = "kept" if worst >= -margin else "lost" if delta < -margin else "not informative"
     text = {"kept": f"kept ({100 * delta:+.1f} points", "lost": f"lost by {-100 * delta:.1f} points (margin {100 * margin:.1f}",
             "not informative": f"not informative ({100 * delta:+.1f} points, interval wider than the margin"}[word]
-    return {**shown, "quality": word, "quality_text": f"{text}, n={any_own['n']}, {len(deltas)} seed{'s' * (len(deltas) > 1)})"}
+    seeds = f", {len(deltas)} seed{'s' * (len(deltas) > 1)}" if record.case["phase"] == "train" else ""
+    return {**shown, "quality": word, "quality_text": f"{text}, n={any_own['n']}{seeds})"}
 
 
 def _qualities(record: Record, records: Sequence[Record]) -> dict[tuple[str, int], dict]:

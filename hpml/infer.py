@@ -14,14 +14,21 @@ from hpml.train import load_weights, train_flops
 ROTATION = 8  # different inputs in turn: one buffer used again and again would sit in the caches
 
 
-def _model(job: dict, workload: ModuleType, classes: int):
-    """The workload's FP32 module in evaluation mode. Random weights get BatchNorm statistics from data, as untrained ones overflow."""
+def _model(job: dict, workload: ModuleType, image_set):
+    """The workload's FP32 module in evaluation mode. Random weights get their BatchNorm statistics from a batch of real samples:
+    untrained ones let activations grow without bound, and ranges and parity would then be about noise."""
     import torch
 
     torch.manual_seed(job["knobs"]["seed"])
-    model = workload.model(job["knobs"], classes)
+    model = workload.model(job["knobs"], len(image_set.classes))
     if job["weights"]:
         load_weights(model, Path(job["weights"]))
+        return model.eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the statistics become those of what passes through
+    with torch.no_grad():
+        model.train()(*(torch.as_tensor(x) for x in _samples(workload, job["knobs"], image_set, 16)))
     return model.eval()
 
 
@@ -103,11 +110,16 @@ def measure(job: dict, workload: ModuleType) -> dict:
     knobs = job["knobs"]
     mark = m.cpu_mark()
     image_set = workload.data(knobs)
-    model = _model(job, workload, len(image_set.classes))
+    model = _model(job, workload, image_set)
     reference = model
     if knobs["engine"] == "eager":  # the engine changes its module (precision, memory format); parity needs the original
-        reference = _model(job, workload, len(image_set.classes))
+        reference = _model(job, workload, image_set)
     engine, cold = _engine(job, workload, model)
+    batches = _batches(workload, knobs, image_set)
+    engine.bind(batches)
+    started = time.perf_counter()
+    engine.run_bound(0)
+    cold["first_call_s"] = time.perf_counter() - started  # before anything else has warmed the engine
     parity = check_parity(reference, engine, workload, knobs, image_set)
     shared = {"cold": cold, "parity": parity, "actual": {**engine.actual, "data": summary(image_set)}}
     if not parity["passed"]:
@@ -118,19 +130,24 @@ def measure(job: dict, workload: ModuleType) -> dict:
         return {**shared, "quality": quality(scores, workload) if knobs["weights"] != "random" else None,
                 "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()}, "disturbance": m.disturbance(mark)}
     del reference
-    return {**shared, **_latency(job, workload, engine, image_set, shared["cold"])}
+    return {**shared, **_latency(job, workload, engine, image_set, batches)}
 
 
-def _latency(job: dict, workload: ModuleType, engine, image_set, cold: dict) -> dict:
+def _batches(workload: ModuleType, knobs: dict, image_set) -> list[tuple]:
+    """Different real inputs in turn, as the engine is given them."""
+    import numpy as np
+
+    batch = knobs["batch"]
+    pool = _samples(workload, knobs, image_set, batch * ROTATION if batch * ROTATION <= 64 else batch * 2)
+    return [tuple(np.ascontiguousarray(x[i * batch:(i + 1) * batch]) for x in pool) for i in range(len(pool[0]) // batch)]
+
+
+def _latency(job: dict, workload: ModuleType, engine, image_set, batches: list[tuple]) -> dict:
     """Seconds of a call with everything resident (the headline), with copies in and out, and with preprocessing too."""
     import numpy as np
 
     knobs, protocol = job["knobs"], job["protocol"]
-    batch = knobs["batch"]
-    pool = _samples(workload, knobs, image_set, batch * ROTATION if batch * ROTATION <= 64 else batch * 2)
-    count = len(pool[0]) // batch
-    batches = [tuple(np.ascontiguousarray(x[i * batch:(i + 1) * batch]) for x in pool) for i in range(count)]
-    engine.bind(batches)
+    batch, count = knobs["batch"], len(batches)
     clock = m.device_clock(knobs["device"])
     energy, mark = m.energy_mj() if knobs["device"] == "cuda" else None, m.cpu_mark()
 
@@ -143,7 +160,10 @@ def _latency(job: dict, workload: ModuleType, engine, image_set, cold: dict) -> 
                 pass
 
     limits = {name: protocol[name] for name in ("warmup", "min_iters", "min_seconds")}
-    resident = m.steady(step, clock=clock, **limits)
+    if knobs["hint"] == "throughput" and hasattr(engine, "throughput"):
+        resident = {"values": _overlapped(engine, batches, protocol)}
+    else:
+        resident = m.steady(step, clock=clock, **limits)
     short = {"warmup": 1, "min_iters": max(3, protocol["min_iters"] // 2), "min_seconds": protocol["min_seconds"] / 4}
     copies = m.steady(lambda i: engine.run(batches[i % count]), clock=clock, **short)
     dataset = workload.dataset(knobs, image_set, train=False)
@@ -161,12 +181,21 @@ def _latency(job: dict, workload: ModuleType, engine, image_set, cold: dict) -> 
     return {
         "samples": {"unit": "s", "items": batch, "values": resident["values"], "with_copies": copies["values"],
                     "with_preprocessing": preprocessed["values"]},
-        "center": "median", "cold": {**cold, "first_call_s": resident["first_call_s"]},
+        "center": "median",
         "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()},
         "energy": None if energy is None else {"joules": (m.energy_mj() - energy) / 1e3},
         "disturbance": m.disturbance(mark),
         "work": {"flops": flops, "bytes": weights * width_bytes + sum(x.nbytes for x in batches[0]), "dtype": knobs["precision"]},
     }
+
+
+def _overlapped(engine, batches: list[tuple], protocol: dict) -> list[float]:
+    """Seconds for a batch while several requests are under way, one value for each slice of the measured time."""
+    slices = 5
+    seconds = max(protocol["min_seconds"], 0.1) / slices
+    engine.throughput(batches, seconds)
+    taken = [engine.throughput(batches, seconds) for _ in range(slices)]
+    return [spent / (samples / len(batches[0][0])) for samples, spent in taken]
 
 
 def _meta_parameters(workload: ModuleType, knobs: dict, classes: int):
@@ -182,7 +211,7 @@ def measure_export(job: dict, workload: ModuleType) -> dict:
 
     knobs = job["knobs"]
     image_set = workload.data(knobs)
-    model = _model(job, workload, len(image_set.classes))
+    model = _model(job, workload, image_set)
     folder = Path(job["run_dir"]) / "models"
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / f"export-{job['case']['key']}-r{job['protocol']['round']}.onnx"  # never the shared one: its making is the figure

@@ -13,7 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
-from hpml.env import HpmlError, Unavailable
+from hpml.env import HpmlError, Unavailable, no_gpu
 
 # Which module measures a phase: its function takes (job, workload module) and returns fields of the record.
 MEASURERS = {"train": ("hpml.train", "measure"), "infer": ("hpml.infer", "measure"), "export": ("hpml.infer", "measure_export"),
@@ -134,6 +134,8 @@ def _measured(job: dict) -> dict:
     from hpml.measure import cpu_mark, disturbance
 
     try:
+        if job["knobs"].get("device") == "cuda" and (reason := no_gpu()):
+            raise Unavailable(reason)
         if job["case"]["phase"] == "limit":
             asked = {name: job["knobs"][name] for name in ("kind", "engine", "device", "threads")}
             asked["dtype"] = None if job["knobs"]["dtype"] == "any" else job["knobs"]["dtype"]

@@ -106,8 +106,9 @@ def normalised(book):
 
 def _plain(output):
     output.pop("transient", None)
-    if "metadata" in output:
-        output["metadata"] = type(output["metadata"])()
+    if "metadata" in output:  # a picture keeps its alternative text
+        kept = {kind: {"alt": facts["alt"]} for kind, facts in output["metadata"].items() if isinstance(facts, dict) and "alt" in facts}
+        output["metadata"] = type(output["metadata"])(kept)
     return output
 
 

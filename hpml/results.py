@@ -59,7 +59,13 @@ class Results:
     def __repr__(self) -> str:
         from hpml import tables
 
-        return tables.text(self.rows()) if self.rows() else f"{len(self.records)} records"
+        if rows := self.rows():
+            return tables.text(rows)
+        logs = compare.noise_logs(self.records, self.records[0].case["phase"]) if self.records else []
+        if len(logs) >= compare.MIN_ROUNDS:
+            return (f"the same case against itself, {len(logs)} rounds: noise floor "
+                    f"{compare.percent(compare.noise_floor(logs, len(logs)))} at as many rounds")
+        return f"{len(self.records)} records"
 
 
 def load(name: str, *, workload: str | None = None, notebook: str | None = None, machine: str | None = None) -> Results:

@@ -122,13 +122,14 @@ def _try_again(record: Record) -> bool:
     return record.status != "ok"
 
 
-def _limits(known: list[Record]) -> dict:
-    """Best measured rate by (kind, dtype) among the run's limit records of this machine."""
-    best: dict[tuple[str, str | None], float] = {}
+def _limits(known: list[Record]) -> dict[str, dict]:
+    """Best measured rate by device and (kind, dtype) among the run's limit records of this machine."""
+    best: dict[str, dict[tuple[str, str | None], float]] = {"cpu": {}, "cuda": {}}
     for record in _of_this_machine(known):
         if record.case["phase"] == "limit" and record.status == "ok":
             name = (record.knobs["kind"], record.knobs["dtype"] if record.knobs["dtype"] != "any" else None)
-            best[name] = max(best.get(name, 0.0), record.actual["value"])
+            rates = best[record.knobs["device"]]
+            rates[name] = max(rates.get(name, 0.0), record.actual["value"])
     return best
 
 
@@ -223,7 +224,7 @@ def _record(fields: dict, shared: dict, protocol: dict, log: Path, known_limits:
             if taken.get(name):
                 made.stats[name] = records.stats(taken[name], items=taken["items"], center=center)
     if made.stats and work:
-        bound = limits.floor(flops=work["flops"], nbytes=work["bytes"], dtype=work["dtype"], limits=known_limits)
+        bound = limits.floor(flops=work["flops"], nbytes=work["bytes"], dtype=work["dtype"], limits=known_limits[made.knobs["device"]])
         made.limit = {"flops": work["flops"], "bytes": work["bytes"], "bound": bound and bound["bound"],
                       "percent": 100 * bound["floor_s"] / made.stats[center] if bound else None}
     return made
@@ -241,7 +242,8 @@ def _say(record: Record, number: int, rounds: int) -> None:
         text = f"{record.stats['per_s']:.4g} samples/s"
     else:
         text = f"export {record.cold['export_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB"
-    print(f"  round {number + 1} of {max(rounds, number + 1)}  {record.case['label']:<40} {text}")
+    label = record.case["label"] if record.case["label"] != "as it is" else f"{Path(record.case['workload']).stem} {record.case['phase']}"
+    print(f"  round {number + 1} of {max(rounds, number + 1)}  {label:<40} {text}")
 
 
 def noise_floor(workload: str, *, phase: str = "train", tier: str | None = None, rounds: int | None = None, run_id: str | None = None,
@@ -286,6 +288,3 @@ def keep(results: Results, **knobs) -> Path:
     path.with_suffix(".part").replace(path)
     path.with_suffix(".json").write_text(json.dumps(dataclasses.asdict(fits[0])))
     return path
-
-
-get_workload = workloads.get

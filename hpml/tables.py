@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hpml.compare import MIN_ROUNDS, TOO_NOISY, Row, percent
 
-WIDTH = 130
+WIDTH = 112
 SMOKE = "smoke: not a result"
 # How the course's workloads are written; another one is written as it is called.
 TITLES = {
