@@ -32,7 +32,7 @@ SIZES = {
                 "optimizer": "adam"},
         "infer": {"batch": 1, "image": 224, "train_samples": 2_000, "test_samples": 1_000},
         "data": {"batch": 32, "image": 32, "train_samples": 2_000, "test_samples": 360},
-        "protocol": {"warmup": 2, "min_iters": 6, "min_seconds": 1.0, "rounds": 3},
+        "protocol": {"warmup": 3, "min_iters": 6, "min_seconds": 1.0, "rounds": 3},
     },
     "gpu": {
         "train": {"batch": 256, "image": 224, "train_samples": 20_000, "test_samples": 10_000},

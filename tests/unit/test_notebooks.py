@@ -9,11 +9,12 @@ from hpml.env import HpmlError
 
 
 def book(parameters="tier = 'smoke'\nguess: float = 1.0\nnumbers = [1]\n"):
+    meta = {"papermill": {"x": 1}, "hpml": {"minutes": {"cpu": 2}}, "kernelspec": {"name": "conda-env-x", "display_name": "x"}}
     cell = v4.new_code_cell(parameters, metadata={"tags": ["parameters"], "papermill": {"duration": 1}})
     printing = v4.new_code_cell("print(1)", execution_count=2, outputs=[
         v4.new_output("stream", name="stderr", text="a warning"), v4.new_output("stream", name="stdout", text="1\n")])
     return v4.new_notebook(cells=[v4.new_markdown_cell("# 99 · A title\n\n**What is\nasked?** More."), cell, printing],
-                           metadata={"papermill": {"x": 1}, "hpml": {"minutes": {"cpu": 2}}, "kernelspec": {"name": "conda-env-x", "display_name": "x"}})
+                           metadata=meta)
 
 
 def test_a_notebook_describes_itself(tmp_path, monkeypatch):
