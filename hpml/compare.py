@@ -176,6 +176,12 @@ def rows(records: Sequence[Record], noise: Sequence[Record] | None = None) -> li
     return found
 
 
+def techniques(rows: Sequence[Row]) -> list[Row]:
+    """The rows without comparisons that test the protocol itself by a planted slowdown: those say nothing about a workload."""
+    planted = {row.group for row in rows if row.knobs.get("slowdown")}
+    return [row for row in rows if row.group not in planted]
+
+
 def is_quality_run(record: Record) -> bool:
     """A run that vouches for quality (a whole training, a pass over the test images): its time is no speed figure."""
     return bool(record.knobs.get("epochs")) or record.knobs.get("measure") == "quality"

@@ -204,6 +204,7 @@ def _summary(
         )
     ]
     text.append('</div><h2 id="findings">What was found</h2>')
+    rows = compare.techniques(rows)
     others = [row for row in rows if not row.is_baseline]
     if not others:
         text.append("<p>Nothing measured yet.</p>" if not found else "<p>No comparison measured yet.</p>")

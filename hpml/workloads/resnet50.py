@@ -16,7 +16,8 @@ PARITY = {
     "fp16": {"atol": 5e-2, "rtol": 5e-2, "top1_agreement": 0.98},
     "bf16": {"atol": 5e-1, "rtol": 2e-1, "top1_agreement": 0.95},
 }
-# Sizes by tier and phase: only here. The small tiers train with Adam: in a few hundred steps SGD hardly leaves chance. `protocol` is the warm-up, the minimum of iterations and the minimum of seconds of a round.
+# Sizes by tier and phase: only here. `protocol` is the warm-up, the minimum of iterations and the minimum of seconds of a round.
+# The small tiers train with Adam: in a few hundred steps SGD hardly leaves chance.
 SIZES = {
     "smoke": {
         "train": {"batch": 8, "image": 32, "train_samples": 64, "test_samples": 40, "optimizer": "adam"},

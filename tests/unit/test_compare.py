@@ -133,3 +133,10 @@ def test_quality_of_another_technique_or_group_does_not_vouch():
     assert other(pair(1.5) + noise() + runs).quality == "not measured"
     assert other(pair(1.5) + noise()).quality == "not measured"
     assert other(pair(1.5) + noise() + quality_runs([0.1], [0.1], informative=False)).quality == "not informative"
+
+
+def test_a_planted_slowdown_is_no_technique():
+    records = pair(1.5) + noise() + [record(100, key=key, group="p", knobs={"slowdown": slow}, baseline="s", order=slow > 0)
+                                     for key, slow in (("s", 0.0), ("t", 0.1))]
+    rows = compare.rows(records)
+    assert len(rows) == 4 and {row.group for row in compare.techniques(rows)} == {"g"}
