@@ -1,0 +1,46 @@
+"""The layers of CONTRIBUTING.md: a module imports from its own layer or below, and never in a circle."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[2] / "hpml"
+LAYERS = [
+    {"env", "knobs", "records", "compare", "preload"},
+    {"data", "measure", "limits", "plot", "plot_look", "plot_machine", "plot_summary", "plot_tradeoff", "plot_training", "tables"},
+    {"workloads", "engines", "export"},
+    {"train", "fit", "infer", "loading"},
+    {"launch", "cases", "study", "results"},
+    {"cli", "runner", "notebooks", "reference", "report", "report_notebook", "report_results"},
+]
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+
+def imports() -> dict[str, set[str]]:
+    """Modules of hpml by the modules that they import, also inside functions; a subpackage counts as one."""
+    found: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        used = found.setdefault(own, set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "hpml":
+                used |= {alias.name for alias in node.names if alias.name in LAYER}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hpml."):
+                used.add(node.module.split(".")[1])
+        used.discard(own)
+    return found
+
+
+def test_every_module_has_a_layer():
+    assert imports().keys() == LAYER.keys()
+
+
+def test_no_arrow_points_upwards():
+    upward = [f"{own} -> {other}" for own, others in imports().items() for other in others if LAYER[other] > LAYER[own]]
+    assert not upward
+
+
+def test_no_circle():
+    list(TopologicalSorter(imports()).static_order())
