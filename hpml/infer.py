@@ -190,12 +190,14 @@ def _latency(job: dict, workload: ModuleType, engine, image_set, batches: list[t
 
 
 def _overlapped(engine, batches: list[tuple], protocol: dict) -> list[float]:
-    """Seconds for a batch while several requests are under way, one value for each slice of the measured time."""
-    slices = 5
-    seconds = max(protocol["min_seconds"], 0.1) / slices
-    engine.throughput(batches, seconds)
-    taken = [engine.throughput(batches, seconds) for _ in range(slices)]
-    return [spent / (samples / len(batches[0][0])) for samples, spent in taken]
+    """Seconds for a batch while several requests are under way: one value, from a window of at least 20 batches, because at its end
+    some streams stand idle while the last requests finish."""
+    started = time.perf_counter()
+    engine.run_bound(0)
+    one_s = time.perf_counter() - started
+    engine.throughput(batches, one_s)
+    samples, spent = engine.throughput(batches, max(protocol["min_seconds"], 20 * one_s))
+    return [spent / (samples / len(batches[0][0]))]
 
 
 def _meta_parameters(workload: ModuleType, knobs: dict, classes: int):
