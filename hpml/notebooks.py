@@ -136,11 +136,26 @@ def store(paths: list[Path], say=print) -> None:
             finally:
                 for name, value in saved.items():
                     os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        for output in (output for cell in book.cells for output in cell.get("outputs", [])):
+            if "image/png" in output.get("data", {}):
+                output["data"]["image/png"] = _fewer_colours(output["data"]["image/png"])
         text = nbformat.writes(normalised(book)) + "\n"
         partial = path.with_suffix(".part")
         partial.write_text(text)
         partial.replace(path)
         say(f"stored {path.name} ({len(text) // 1024} KiB)")
+
+
+def _fewer_colours(encoded: str) -> str:
+    """A PNG with a palette of 128 colours: a third of the size, and charts look the same."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    target = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB").quantize(128).save(target, format="PNG", optimize=True)
+    return base64.b64encode(target.getvalue()).decode()
 
 
 def not_normalised() -> list[str]:

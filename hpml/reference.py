@@ -68,7 +68,7 @@ def _headline(rows: list[Row]) -> str:
 def _table(rows: list[Row], folder: Path) -> str:
     lines = ["| notebook | step | baseline | ratio | verdict | quality | % of limit |", "|---|---|---|---|---|---|---|"]
     pages = {book.name: book for book in notebooks.course()}
-    for row in rows:
+    for row, label in zip(rows, tables.names(rows), strict=True):
         if row.is_baseline or (row.rounds == 0 and row.status == "ok"):
             continue
         base = tables.baseline_of(row, rows)
@@ -76,7 +76,7 @@ def _table(rows: list[Row], folder: Path) -> str:
         ratio = f"{row.ratio:.2f}x [{row.low:.2f}, {row.high:.2f}]" if row.ratio and row.low else ""
         limit = f"{row.limit_percent:.0f} % ({row.limit_bound})" if row.limit_percent else ""
         verdict = row.verdict_text if row.verdict in ("no difference", "not measured here", "too few rounds") else row.verdict
-        lines.append(f"| {number} | {_title(row)}: {row.label} | {base.label if base else ''} | {ratio} | {verdict} | {row.quality_text} "
+        lines.append(f"| {number} | {_title(row)}: {label} | {base.label if base else ''} | {ratio} | {verdict} | {row.quality_text} "
                      f"| {limit} |")
     run = f"[records]({_link(folder / 'records.jsonl')}), [tables]({_link(folder / 'tables')})"
     again = "`HPML_DATA=<your data> ./run_all.sh --workloads resnet50 --rounds 6 --budget none`"
