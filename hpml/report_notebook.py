@@ -189,6 +189,8 @@ def body(path: Path, pages: set[str]) -> str:
             _describe(cell.get("outputs", []))
     exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(ASSETS)])
     exporter.exclude_anchor_links = True
+    # Without this each printed line has a box of its own.
+    exporter.register_preprocessor("nbconvert.preprocessors.coalescestreams.CoalesceStreamsPreprocessor", enabled=True)
     resources = {"metadata": {"path": str(path.parent), "name": path.stem}}
     try:
         exporter.embed_images = True

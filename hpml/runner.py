@@ -67,7 +67,7 @@ def _status(folder: Path, run_id: str, resume: bool, asked: dict) -> dict:
         if status["asked"] != asked:
             changed = [name for name in asked if status["asked"].get(name) != asked[name]]
             raise HpmlError(f"run {run_id} was started with other settings ({', '.join(changed)}): resume it with the same ones")
-        return status
+        return {**status, "notebooks": {one["name"]: one for one in status["notebooks"]}}
     if (folder / "records.jsonl").exists() or path.exists():
         raise HpmlError(f"run {run_id} is there already: go on with --resume, or choose another --run-id")
     return {"run_id": run_id, "asked": asked, "notebooks": {}}
@@ -161,7 +161,7 @@ def _say_verdicts(folder: Path, name: str, shown: set[str]) -> None:
 def _write(folder: Path, status: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "status.json.part"
-    partial.write_text(json.dumps(status, indent=1))
+    partial.write_text(json.dumps({**status, "notebooks": list(status["notebooks"].values())}, indent=1))
     partial.replace(folder / "status.json")
 
 
