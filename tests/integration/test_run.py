@@ -19,8 +19,10 @@ COMMAND = [sys.executable, "-c", "from hpml.cli import main; main()", "run", "--
 
 
 def start(results: Path, *words: str) -> subprocess.Popen:
+    # A shell's background jobs ignore Ctrl-C, and so would what these tests start from one.
     return subprocess.Popen([*COMMAND, *words], env={**os.environ, "HPML_RESULTS": str(results)}, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, cwd=results, start_new_session=True)
+                            stderr=subprocess.STDOUT, text=True, cwd=results, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def left_over(results: Path) -> list[str]:

@@ -83,7 +83,7 @@ def test_nothing_outlives_its_caller(tmp_path, end):
     script.write_text(f"print('top level', flush=True)\nfrom pathlib import Path\nfrom hpml import launch\n"
                       f"launch.run({job(tmp_path, 'sleeps')!r}, log=Path({str(tmp_path / 'log')!r}), timeout_s=60)\n")
     caller = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
-                              start_new_session=True)
+                              start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     end_at = time.monotonic() + 60
     while not sleepers() and time.monotonic() < end_at:
         time.sleep(0.1)
