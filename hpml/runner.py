@@ -114,12 +114,22 @@ def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, de
             print(f"{book.name} ...", flush=True)
             status["notebooks"][book.name] = {**entry, "status": "running"}
             _write(folder, status)
-            status["notebooks"][book.name] = {**entry, **execute(book, parameters, folder, share_s)}
+            outcome = execute(book, parameters, folder, share_s)
+            if outcome["status"] == "failed" and _cut(folder, book.name):
+                # Cells that need what the budget left out cannot run: that is no fault of theirs, and --resume goes on from here.
+                outcome |= {"status": "skipped", "reason": f"budget: {outcome['reason']}"}
+            status["notebooks"][book.name] = {**entry, **outcome}
         done = status["notebooks"][book.name]
         print(f"{book.name}: {done['status']} in {done['seconds']:.0f} s" + (f" ({done['reason']})" if done["reason"] else ""))
         _say_verdicts(folder, book.name, shown)
         _write(folder, status)
         report.build(folder)
+
+
+def _cut(folder: Path, name: str) -> bool:
+    """Whether the last of a notebook's records says that the budget left a case out."""
+    own = [r for r in records.read(folder / "records.jsonl") if r.notebook == name]
+    return bool(own) and own[-1].status == "skipped"
 
 
 def execute(book: Notebook, parameters: dict, folder: Path, share_s: float | None) -> dict:

@@ -80,14 +80,14 @@ def test_a_run_ended_half_way_goes_on_without_measuring_again(tmp_path, end):
 
 def test_the_budget_is_kept_and_what_was_left_out_is_said(tmp_path):
     started = time.monotonic()
-    run = start(tmp_path, "--only", "23,30", "--run-id", "short", "--budget", "40s")
+    run = start(tmp_path, "--only", "23,30", "--run-id", "short", "--budget", "45s")
     out, _ = run.communicate(timeout=120)
-    assert time.monotonic() - started < 60
     assert run.returncode == 0, out
+    assert time.monotonic() - started < 90, "45 s, and room for a slow machine's kernels"
     found = records.read(tmp_path / "runs" / "short" / "records.jsonl")
     skipped = [r for r in found if r.status == "skipped"]
     status = json.loads((tmp_path / "runs" / "short" / "status.json").read_text())["notebooks"]
-    assert skipped or any(n["status"] == "skipped" for n in status), "40 s are not enough for both notebooks"
+    assert skipped or any(n["status"] == "skipped" for n in status), "45 s are not enough for both notebooks"
     assert all("budget" in r.reason for r in skipped)
 
 
