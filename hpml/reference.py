@@ -24,6 +24,9 @@ def bless(run_id: str) -> Path:
              if not row.is_baseline and 0 < row.rounds < compare.MAX_ROUNDS and row.phase != "export"]
     if short:
         raise HpmlError(f"a reference has {compare.MAX_ROUNDS} rounds of everything; fewer here: {', '.join(short)}")
+    unknown = [f"{row.technique} {row.label}" for row in compare.rows(found) if row.ratio and not row.is_baseline and row.floor is None]
+    if unknown:
+        raise HpmlError(f"a reference knows its noise floor; none is recorded for: {', '.join(unknown)}")
     if any(r.git.get("dirty") or not r.git.get("commit") for r in found):
         raise HpmlError("a reference is measured on a clean commit: these records come from changed or unknown sources")
     report.build(run)
@@ -49,11 +52,12 @@ def readme_block() -> str:
 def _machine(machine: dict, found: list[records.Record]) -> str:
     chip = machine["gpu"] or f"{machine['cpu']} (family/model {machine['family_model']}), {', '.join(machine['isa'])}"
     versions = found[0].versions
-    texts = dict.fromkeys(compare.data_text(r) for r in found if r.actual.get("data"))
-    commit = found[0].git["commit"][:10]
-    return (f"### {chip}, {machine['cores']} cores\n\nMeasured {found[0].created[:10]} at commit `{commit}` with torch "
+    data = [r for r in found if r.actual.get("data")]
+    texts = dict.fromkeys(", ".join(filter(None, (compare.data_text(r), r.actual["data"].get("note")))) for r in data)
+    commits = ", ".join(f"`{commit[:10]}`" for commit in dict.fromkeys(r.git["commit"] for r in found))
+    return (f"### {chip}, {machine['cores']} cores\n\nMeasured {found[0].created[:10]} at commit {commits} with torch "
             f"{versions.get('torch')}, ONNX Runtime {versions.get('onnxruntime-gpu', versions.get('onnxruntime'))}, OpenVINO "
-            f"{versions.get('openvino')}. Data: {next(iter(texts), 'none')}.")
+            f"{versions.get('openvino')}. Data: {'; '.join(texts) or 'none'}.")
 
 
 def _headline(rows: list[Row]) -> str:
@@ -75,7 +79,8 @@ def _table(rows: list[Row], folder: Path) -> str:
         number = f"[{row.notebook[:2]}](notebooks/{row.notebook}.ipynb)" if row.notebook in pages else ""
         ratio = f"{row.ratio:.2f}x [{row.low:.2f}, {row.high:.2f}]" if row.ratio and row.low else ""
         limit = f"{row.limit_percent:.0f} % ({row.limit_bound})" if row.limit_percent else ""
-        verdict = row.verdict_text if row.verdict in ("no difference", "not measured here", "too few rounds") else row.verdict
+        noisy = f"; machine too noisy (floor {compare.percent(row.floor)})" if row.floor and row.floor > compare.TOO_NOISY else ""
+        verdict = row.verdict + noisy if row.verdict in ("faster", "slower") else row.verdict_text
         lines.append(f"| {number} | {_title(row)}: {label} | {base.label if base else ''} | {ratio} | {verdict} | {row.quality_text} "
                      f"| {limit} |")
     run = f"[records]({_link(folder / 'records.jsonl')}), [tables]({_link(folder / 'tables')})"

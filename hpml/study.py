@@ -52,7 +52,8 @@ def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None
     if done:
         print(f"{len(done)} record{'s' * (len(done) > 1)} of this comparison loaded; fresh=True measures again")
     _rounds(plan, rounds, done, store, _limits(known), [r for r in known if r.case["technique"] == compare.NOISE])
-    return Results([r for r in records.read(store) if r.case["group"] == plan.group], records.read(store))
+    known = records.read(store)
+    return Results([r for r in known if r.case["group"] == plan.group], known)
 
 
 @dataclass

@@ -39,6 +39,18 @@ def test_what_is_not_solid_is_not_blessed(tmp_path, monkeypatch):
         reference.bless("other")
 
 
+def test_a_run_without_a_noise_floor_is_not_blessed(tmp_path, monkeypatch):
+    run_of(tmp_path, monkeypatch, sweep("precision", ["fp32", "bf16"], rounds=6, rates=(50, 90)))
+    with pytest.raises(HpmlError, match="knows its noise floor"):
+        reference.bless("good")
+
+
+def test_a_noisy_machine_is_said_beside_every_verdict(tmp_path, monkeypatch):
+    run_of(tmp_path, monkeypatch, noise(spread=0.2) + sweep("precision", ["fp32", "bf16"], rounds=6, rates=(50, 90)))
+    reference.bless("good")
+    assert "faster; machine too noisy" in reference.readme_block()
+
+
 def test_changed_sources_are_not_blessed(tmp_path, monkeypatch):
     run_of(tmp_path, monkeypatch, noise() + sweep("precision", ["fp32", "bf16"], rounds=6, rates=(50, 90)), dirty=True)
     with pytest.raises(HpmlError, match="clean commit"):
