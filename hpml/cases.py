@@ -13,6 +13,7 @@ from hpml.knobs import validate
 from hpml.workloads import get as get_workload
 
 TIERS = ("smoke", "cpu", "gpu", "full")
+SIZES_OF = {"export": "infer", "quantize": "infer", "build": "infer", "profile": "train"}  # phases that share another one's sizes
 
 
 @dataclass
@@ -105,6 +106,6 @@ def case(workload: str, *, phase: str = "train", tier: str | None = None, fit: b
     sizes = get_workload(workload).SIZES[tier]
     allowed = validate(phase, {})
     # A reader may set a size; what the tier sets is only its default.
-    defaults = {"data": _session.data, "device": _session.device, **sizes["fit" if fit else "infer" if phase == "export" else phase]}
+    defaults = {"data": _session.data, "device": _session.device, **sizes["fit" if fit else SIZES_OF.get(phase, phase)]}
     chosen = {name: value for name, value in defaults.items() if name in allowed}
     return Case(workload, phase, tier, validate(phase, {**chosen, **knobs}), dict(sizes["protocol"]), "as it is")

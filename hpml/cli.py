@@ -104,7 +104,8 @@ def _describe(case) -> None:
     count = len(image_set.train_labels)
     steps = max(1, count // case.knobs["batch"])
     print(json.dumps(case.knobs, indent=1))
-    print(f"{workload.TITLE}: {count:,} training and {len(image_set.test_labels):,} test images of {image_set.title} "
+    unit = getattr(image_set, "unit", "images")
+    print(f"{workload.TITLE}: {count:,} training and {len(image_set.test_labels):,} test {unit} of {image_set.title} "
           f"({image_set.origin}); {case.knobs['epochs']} epochs of {steps} steps; nothing was run")
 
 

@@ -222,7 +222,7 @@ def data_text(record: Record) -> str:
     data = record.actual.get("data")
     if not data:
         return "data not opened"
-    return f"{data['title']} ({data['origin']}), {data['n_train']:,} + {data['n_test']:,} images"
+    return f"{data['title']} ({data['origin']}), {data['n_train']:,} + {data['n_test']:,} {data.get('unit', 'images')}"
 
 
 def technique_key(record: Record) -> tuple:

@@ -6,7 +6,8 @@ from typing import Any
 
 from hpml.env import HpmlError
 
-PHASES = ("train", "infer", "export", "data", "limit")
+# profile: a training step under profilers; quantize and build: an artefact is made, and its making is the figure.
+PHASES = ("train", "profile", "infer", "export", "quantize", "build", "data", "limit")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class Knob:
     least: float | None = 0
 
 
-_TRAIN, _INFER, _LOAD, _ALL = ("train",), ("infer",), ("train", "data"), ("train", "infer", "data", "export")
+_TRAIN, _LOAD, _ENGINE = ("train", "profile"), ("train", "profile", "data"), ("infer", "build")
+_MODEL = (*_TRAIN, *_ENGINE, "export", "quantize")
+_ALL = (*_MODEL, "data")
 _ANY = (*_ALL, "limit")
 KNOBS: dict[str, Knob] = {
     "data": Knob("auto", _ALL, "data set: auto, real, standin, or one by name", least=None),
@@ -28,7 +31,7 @@ KNOBS: dict[str, Knob] = {
     "threads": Knob(0, _ANY, "compute threads; 0 = all cores"),
     "batch": Knob(32, _ALL, "samples in one step", least=1),
     "image": Knob(32, _ALL, "side of the input image in pixels", least=8),
-    "weights": Knob("random", ("train", "infer", "export"), "random, trained (left by notebook 10-15 of the run) or a .safetensors file",
+    "weights": Knob("random", _MODEL, "random, trained (left by notebook 10-15 of the run) or a .safetensors file",
                     least=None),
     "workers": Knob(0, _LOAD, "loader worker processes; 0 = load in the training process"),
     "pin_memory": Knob(False, _LOAD, "collate into page-locked memory"),
@@ -37,22 +40,30 @@ KNOBS: dict[str, Knob] = {
     "start_method": Knob("forkserver", _LOAD, "how workers start", ("fork", "forkserver", "spawn")),
     "storage": Knob("array", _LOAD, "array: decoded pixels in memory; jpeg: decode a 256-pixel JPEG for each sample", ("array", "jpeg")),
     "non_blocking": Knob(False, _TRAIN, "do not wait for the copy to the device"),
-    "precision": Knob("fp32", ("train", "infer", "export"), "arithmetic of the model", ("fp32", "bf16", "fp16", "int8")),
-    "memory_format": Knob("contiguous", ("train", "infer"), "order of image tensors in memory", ("contiguous", "channels_last")),
+    "precision": Knob("fp32", (*_TRAIN, *_ENGINE, "export"), "arithmetic of the model", ("fp32", "bf16", "fp16", "int8")),
+    "memory_format": Knob("contiguous", (*_TRAIN, *_ENGINE), "order of image tensors in memory", ("contiguous", "channels_last")),
     "accum_steps": Knob(1, _TRAIN, "micro-batches added up before one optimizer step", least=1),
     "script": Knob("none", _TRAIN, "none, torchscript or compile", ("none", "torchscript", "compile")),
     "parallel": Knob("none", _TRAIN, "none, dp (DataParallel) or ddp (DistributedDataParallel)", ("none", "dp", "ddp")),
+    "ranks": Knob(1, _TRAIN, "processes of DistributedDataParallel; each takes its share of the batch and of the threads", least=1),
     "optimizer": Knob("sgd", _TRAIN, "sgd (momentum 0.9, Nesterov) or adam (decoupled weight decay)", ("sgd", "adam")),
     "schedule": Knob("constant", _TRAIN, "learning rate over the training", ("constant", "cosine", "onecycle")),
     "lr": Knob(0.0, _TRAIN, "peak learning rate; 0 = the workload's for this optimizer"),
     "epochs": Knob(0, _TRAIN, "0 = measure steady steps; n = train n epochs and evaluate after each"),
     "train_samples": Knob(0, _ALL, "training images used; 0 = all"),
     "test_samples": Knob(0, _ALL, "test images used; 0 = all"),
-    "stem": Knob("imagenet", ("train", "infer", "export"), "first layers: imagenet (7x7, stride 2, pool) or cifar (3x3, stride 1)",
+    "stem": Knob("imagenet", _MODEL, "first layers: imagenet (7x7, stride 2, pool) or cifar (3x3, stride 1)",
                  ("imagenet", "cifar")),
-    "engine": Knob("eager", ("infer", "limit"), "what executes the model: eager, onnxruntime, openvino, ...", least=None),
-    "hint": Knob("latency", _INFER, "OpenVINO's performance hint", ("latency", "throughput")),
-    "measure": Knob("speed", _INFER, "speed, or quality over the test images", ("speed", "quality")),
+    "engine": Knob("eager", (*_ENGINE, "limit"), "what executes the model: eager, onnxruntime, openvino, ...", least=None),
+    "hint": Knob("latency", _ENGINE, "OpenVINO's performance hint", ("latency", "throughput")),
+    "capture": Knob("trace", _ENGINE, "how TorchScript gets its graph: trace (record one call) or script (compile the source)",
+                    ("trace", "script")),
+    "stored": Knob(False, ("infer",), "load the engine that phase build left in this run instead of building it"),
+    "replicas": Knob(1, ("infer",), "copies of the model, each in a process of its own with its share of the threads", least=1),
+    "quantizer": Knob("onnxruntime", (*_ENGINE, "quantize"), "who makes the INT8 graph", ("onnxruntime", "nncf")),
+    "calib_samples": Knob(128, (*_ENGINE, "quantize"), "training samples that the ranges of INT8 are taken from", least=1),
+    "calib_method": Knob("minmax", (*_ENGINE, "quantize"), "how a range is chosen from what was seen", ("minmax", "entropy", "percentile")),
+    "measure": Knob("speed", ("infer",), "speed, or quality over the test images", ("speed", "quality")),
     "slowdown": Knob(0.0, ("train", "infer"), "extra time per step as a share of it: a planted difference, for testing the protocol"),
     "seed": Knob(0, _ALL, "random seed; each round adds its number"),
     "kind": Knob("matmul", ("limit",), "which limit",

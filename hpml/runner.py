@@ -11,6 +11,8 @@ from hpml.compare import is_quality_run
 from hpml.env import HpmlError
 from hpml.notebooks import Notebook
 from hpml.results import Results
+from hpml.workloads import get as get_workload
+from hpml.workloads import sources
 
 GRACE_S = 20  # kernels, papermill and the report need this beyond the cases themselves
 FLOOR_S = 15  # a notebook that would get less than this is left out
@@ -23,10 +25,10 @@ def run(*, tier: str, workloads: list[str], only: list[str] | None, run_id: str 
     Everything is checked before anything runs: raises HpmlError for an unknown tier, workload, notebook, device or run.
     """
     cases.use(tier=tier, workloads=workloads, data=data, device=device, run_id=run_id or "lab")
-    from hpml import data as sources
-
-    if data != "auto" and data not in sources.SOURCES:
-        raise HpmlError(f"data {data!r}: choose from {', '.join(sources.SOURCES)}")
+    for name in workloads:
+        known = sources(get_workload(name))
+        if data not in known:
+            raise HpmlError(f"data {data!r} is not known to {name}: choose from {', '.join(known)}")
     if rounds is not None and rounds < 1:
         raise HpmlError(f"rounds {rounds}: at least 1")
     books = notebooks.chosen(only)

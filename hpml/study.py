@@ -91,9 +91,7 @@ def _code(workload: str) -> str:
 
 
 def _data_identity(case: Case) -> str | None:
-    from hpml import data
-
-    return data.identity(case.knobs["data"]) if "data" in case.knobs else None
+    return workloads.data_identity(workloads.get(case.workload), case.knobs) if "data" in case.knobs else None
 
 
 def _weights(case: Case, run_id: str) -> tuple[str | None, str | None]:

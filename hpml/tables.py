@@ -21,7 +21,8 @@ TITLES = {
     "clip": "CLIP",
     "shuttle": "Shuttle",
 }
-PHASES = {"train": "training", "infer": "inference", "export": "export", "data": "data loading"}
+PHASES = {"train": "training", "infer": "inference", "export": "export", "quantize": "quantization", "build": "engine build",
+          "profile": "profile", "data": "data loading"}
 
 
 def figure(value: float | None, unit: str = "") -> str:

@@ -12,6 +12,7 @@ from hpml.env import HpmlError
 # What a workload file must hold; `hpml check FILE` reads this list.
 CONTRACT = ("NAME", "TITLE", "METRIC", "MARGIN", "MARGIN_REASON", "SIZES", "LEARNING_RATE", "PARITY", "INPUT_NAMES", "OUTPUT_NAMES",
             "data", "dataset", "model", "loss", "example_inputs", "split", "evaluate")
+ANY_SOURCE = ("auto", "real", "standin")  # what every workload's knob `data` takes, beside the names of its own data sets
 
 
 def names() -> list[str]:
@@ -32,6 +33,16 @@ def get(name: str) -> ModuleType:
     if absent:
         raise HpmlError(f"workload {name}: missing {', '.join(absent)} (see CONTRIBUTING.md)")
     return module
+
+
+def sources(module: ModuleType) -> tuple[str, ...]:
+    """What a workload's knob `data` takes: the common words and the names in its SOURCES."""
+    return (*ANY_SOURCE, *getattr(module, "SOURCES", ()))
+
+
+def data_identity(module: ModuleType, knobs: dict) -> str:
+    """What the workload's data stands for on this machine right now; a file of the reader's own may leave it to the knob's value."""
+    return module.identity(knobs) if hasattr(module, "identity") else knobs["data"]
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -9,6 +9,7 @@ MARGIN_REASON = "one point: the MLPerf image classification target allows 1 % re
 PARAMETERS = 25_557_032  # with 1,000 classes (torchvision)
 LEARNING_RATE = {"sgd": 0.05, "adam": 0.001}
 INPUT_NAMES, OUTPUT_NAMES = ("images",), ("logits",)
+SOURCES = ("cifar10", "cifar100", "digits")
 # Outputs of the same weights in another engine. FP32: only the order of additions differs, 50 layers deep; BF16 keeps 8 bits of
 # mantissa, so logits move in the second digit and only the answers are compared.
 PARITY = {
@@ -59,6 +60,13 @@ def data(knobs: dict):
     from hpml.data.images import subset
 
     return subset(sources.open_images(knobs["data"]), knobs["train_samples"], knobs["test_samples"], 0)
+
+
+def identity(knobs: dict) -> str:
+    """What the knob `data` stands for on this machine: file, size and change time where it is a file."""
+    from hpml import data as sources
+
+    return sources.identity(knobs["data"])
 
 
 def dataset(knobs: dict, image_set, *, train: bool):
