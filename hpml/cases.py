@@ -3,8 +3,9 @@
 import dataclasses
 import itertools
 import os
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpml import env
@@ -25,6 +26,7 @@ class Session:
     tier: str = "smoke"
     data: str = "auto"
     device: str = "cpu"
+    started: float = field(default_factory=time.time)
 
 
 _session = Session()

@@ -44,7 +44,7 @@ def _list(text: str | None) -> list[str] | None:
 @app.command()
 def run(
     tier: Annotated[str | None, typer.Option(help="smoke, cpu, gpu or full; default: gpu where there is one, else cpu")] = None,
-    workloads: Annotated[str | None, typer.Option(help="a,b (default: all)")] = None,
+    workloads: Annotated[str | None, typer.Option(help="a,b (default: resnet50 on the ladder, all in their own notebooks)")] = None,
     only: Annotated[str | None, typer.Option(help="notebook numbers, as 23,33")] = None,
     run_id: Annotated[str | None, typer.Option(help="name of the run's folder under results/runs")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run; nothing recorded is measured again")] = False,
@@ -55,10 +55,9 @@ def run(
 ) -> None:
     """Run the study: every notebook, then a report with all tables and charts."""
     from hpml import runner
-    from hpml import workloads as known
 
     tier = tier or ("cpu" if env.no_gpu() else "gpu")
-    code = runner.run(tier=tier, workloads=_list(workloads) or known.names(), only=_list(only), run_id=run_id, resume=resume,
+    code = runner.run(tier=tier, workloads=_list(workloads), only=_list(only), run_id=run_id, resume=resume,
                       rounds=rounds, budget_s=seconds(budget), data=data, device=device)
     raise typer.Exit(code)
 

@@ -37,6 +37,7 @@ class Row:
     low: float | None
     high: float | None
     rounds: int
+    busy_rounds: int
     floor: float | None
     verdict: str
     verdict_text: str
@@ -121,8 +122,18 @@ def decided(logs: Sequence[float], floor: float | None) -> bool:
 
 
 def by_round(records: Iterable[Record]) -> dict[int, float]:
-    """Rate by round of the ok records of one case; a round that was repeated because the machine was busy counts once, by its last."""
-    return {r.protocol["round"]: r.stats["per_s"] for r in records if r.status == "ok" and r.stats}
+    """Rate by round of the ok records of one case; a round that was repeated because the machine was busy counts once."""
+    return {r.protocol["round"]: r.stats["per_s"] for r in calmest(records)}
+
+
+def calmest(records: Iterable[Record]) -> list[Record]:
+    """The ok records with figures, one for each round: of a round that was repeated the one that nothing disturbed, else the last."""
+    chosen: dict[int, Record] = {}
+    for record in records:
+        before = chosen.get(record.protocol["round"])
+        if record.status == "ok" and record.stats and (before is None or before.protocol.get("busy") or not record.protocol.get("busy")):
+            chosen[record.protocol["round"]] = record
+    return list(chosen.values())
 
 
 def _cases(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -211,7 +222,8 @@ def _row(case: list[Record], base: list[Record] | None, noise: list[float], reco
         workload=last.case["workload"], phase=last.case["phase"], technique=last.case["technique"], label=last.case["label"],
         knobs=last.knobs, differs_in=tuple(last.case["differs_in"]), is_baseline=is_baseline, status=last.status, reason=last.reason,
         per_s=per_s, latency_ms=1e3 * last.samples["items"] / per_s if per_s else None, ratio=ratio, low=low, high=high,
-        rounds=len(rates), floor=floor, verdict=word, verdict_text=text, **quality,
+        rounds=len(rates), busy_rounds=sum(bool(r.protocol.get("busy")) for r in calmest(ok)), floor=floor, verdict=word,
+        verdict_text=text, **quality,
         memory_mib=max(memory) if memory else None, limit_percent=statistics.median(limits) if limits else None,
         limit_bound=last.limit["bound"] if limits else None, machine=last.machine.get("id", "unknown"), tier=last.case["tier"],
         data=data_text(last), stack=len(last.case["differs_in"]) > 1, group=last.case["group"], notebook=last.notebook)

@@ -28,6 +28,10 @@ class Unavailable(HpmlError):
     """Something is not on this machine; the message is the true reason."""
 
 
+class BudgetSpent(HpmlError):
+    """The time of a run was up before a comparison had its first round; `--resume` goes on from there."""
+
+
 def root() -> Path:
     """The folder that holds the course: the checkout, or the working folder of an installed copy."""
     checkout = Path(__file__).resolve().parent.parent

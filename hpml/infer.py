@@ -184,7 +184,7 @@ def _latency(job: dict, workload: ModuleType, engine, image_set, batches: list[t
         "center": "median",
         "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()},
         "energy": None if energy is None else {"joules": (m.energy_mj() - energy) / 1e3},
-        "disturbance": m.disturbance(mark),
+        "disturbance": m.disturbance(mark, resident["values"]),
         "work": {"flops": flops, "bytes": weights * width_bytes + sum(x.nbytes for x in batches[0]), "dtype": knobs["precision"]},
     }
 

@@ -1,6 +1,7 @@
 """Taking a figure inside a measured process: the steady loop, memory, threads, and what else the machine did meanwhile."""
 
 import os
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 from hpml import env
 
 BUSY_SHARE = 0.10  # of all cores, taken by other processes or stolen by the host: above it a round is flagged and repeated
+# A host that takes its cores away need not tell its guests. What shows it are bursts: calls that take much longer than most.
+BURST = 1.25  # times the median call
+BURST_SHARE = 0.20  # of the window's time, spent in bursts: above it a round is flagged and repeated likewise
 
 
 def set_threads(threads: int) -> int:
@@ -110,15 +114,23 @@ def cpu_mark() -> dict:
             "steal": getattr(total, "steal", 0.0), "own": own}
 
 
-def disturbance(mark: dict) -> dict:
-    """What others did since `mark`: shares of all cores used by foreign processes and stolen by the host, and whether that is too much."""
+def disturbance(mark: dict, values: list[float] | None = None) -> dict:
+    """What others did since `mark`: shares of all cores used by foreign processes and stolen by the host, the share of the calls' time
+    (`values`, seconds of calls that should be alike) that went into bursts, and whether that is too much."""
     end = cpu_mark()
     capacity = max(1e-9, (end["time"] - mark["time"]) * (os.cpu_count() or 1))
     steal = max(0.0, end["steal"] - mark["steal"]) / capacity
     foreign = max(0.0, (end["busy"] - mark["busy"] - (end["own"] - mark["own"])) / capacity - steal)
     # Under half a second the kernel's ticks (10 ms) are too coarse to tell.
     busy = (foreign > BUSY_SHARE or steal > BUSY_SHARE) and capacity > 0.5 * (os.cpu_count() or 1)
-    return {"foreign_cpu": round(foreign, 4), "steal": round(steal, 4), "busy": busy}
+    bursts = burst_share(values) if values else 0.0
+    return {"foreign_cpu": round(foreign, 4), "steal": round(steal, 4), "bursts": round(bursts, 4), "busy": busy or bursts > BURST_SHARE}
+
+
+def burst_share(values: list[float]) -> float:
+    """Share of the summed seconds that lies in calls longer than BURST times the median call."""
+    longest = BURST * statistics.median(values)
+    return sum(value for value in values if value > longest) / sum(values)
 
 
 def energy_mj() -> float | None:

@@ -18,13 +18,15 @@ KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook of the course. `minutes` by tier is what it needs for one workload on two cores, for the runner's shares."""
+    """One notebook of the course. `minutes` by tier is what it needs for one workload on two cores, for the runner's shares;
+    `workload` is the one that it is about, where it is about one."""
 
     path: Path
     title: str
     question: str
     parameters: tuple[str, ...]
     minutes: dict[str, float]
+    workload: str | None
 
     @property
     def name(self) -> str:
@@ -60,8 +62,9 @@ def _described(path: Path) -> Notebook:
     text = next((cell.source for cell in book.cells if cell.cell_type == "markdown"), "")
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     question = re.search(r"\*\*(.+?)\*\*", text, re.DOTALL)
+    facts = book.metadata.get("hpml", {})
     return Notebook(path, title[1].strip() if title else path.stem, " ".join(question[1].split()) if question else "",
-                    declared(book), dict(book.metadata.get("hpml", {}).get("minutes", {})))
+                    declared(book), dict(facts.get("minutes", {})), facts.get("workload"))
 
 
 def _open(path: Path):

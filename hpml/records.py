@@ -12,7 +12,7 @@ from pathlib import Path
 from hpml.env import HpmlError, now
 
 SCHEMA_VERSION = 1
-PROTOCOL_VERSION = 1  # bump it with any change in the way of measuring: figures of different versions are not compared
+PROTOCOL_VERSION = 2  # bump it with any change in the way of measuring: figures of different versions are not compared
 STATUSES = ("ok", "skipped", "unsupported", "provider_fallback", "parity_failed", "oom", "timeout", "failed")
 
 
@@ -84,16 +84,25 @@ def _refuse_nan(value: object, where: str) -> None:
             _refuse_nan(item, where)
 
 
-def stats(values: list[float], *, items: int, center: str) -> dict:
-    """Figures of one round, recomputable from the raw values (seconds). `center` is "mean" where bursts belong to the figure
-    (a training step that waits for its loader), "median" where they are disturbance (a latency); per_s = items / center."""
+def stats(values: list[float], *, items: int, center: str, wait: list[float] | None = None) -> dict:
+    """Figures of one round, recomputable from the raw values (seconds); per_s = items / center_s.
+
+    `center` is "mean" where bursts belong to the figure (a loader alone), "median" where they are disturbance (a latency), and
+    "work median + wait mean" for a training step: the wait for its loader comes in bursts by nature, which count, while a burst
+    in the arithmetic is the machine's doing. `wait`: the seconds of each value that were spent waiting.
+    """
     import numpy as np
 
     data = np.asarray(values, dtype=float)
+    if center == "work median + wait mean":
+        waited = np.asarray(wait, dtype=float)
+        center_s = float(np.median(data - waited) + waited.mean())
+    else:
+        center_s = float({"mean": np.mean, "median": np.median}[center](data))
     q25, median, q75, p90, p99 = (float(q) for q in np.percentile(data, (25, 50, 75, 90, 99)))
     mean = float(data.mean())
     return {"n": len(values), "median": median, "mean": mean, "iqr": q75 - q25, "p90": p90, "p99": p99, "center": center,
-            "per_s": items / (mean if center == "mean" else median)}
+            "center_s": center_s, "per_s": items / center_s}
 
 
 def append(path: Path, record: Record) -> None:

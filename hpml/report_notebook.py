@@ -186,7 +186,8 @@ def body(path: Path, pages: set[str]) -> str:
         raise HpmlError(f"{path.name}: not a notebook ({type(error).__name__})") from None
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            _describe(cell.get("outputs", []))
+            cell.outputs = [_spoken(output) for output in cell.get("outputs", [])]
+            _describe(cell.outputs)
     exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(ASSETS)])
     exporter.exclude_anchor_links = True
     # Without this each printed line has a box of its own.
@@ -201,6 +202,15 @@ def body(path: Path, pages: set[str]) -> str:
     safe = Safe(pages, f"Picture made by the code above it in {path.stem}")
     safe.feed(made)
     return safe.text()
+
+
+def _spoken(output):
+    """The end of the run's time as a line, not as a traceback: nothing is wrong with the notebook."""
+    from nbformat.v4 import new_output
+
+    if output.output_type == "error" and output.ename == BudgetSpent.__name__:
+        return new_output("stream", name="stdout", text=f"The notebook ends here: {output.evalue}.\n")
+    return output
 
 
 def _describe(outputs: list) -> None:

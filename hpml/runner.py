@@ -8,22 +8,26 @@ from pathlib import Path
 
 from hpml import cases, env, notebooks, records, report, tables
 from hpml.compare import is_quality_run
-from hpml.env import HpmlError
+from hpml.env import BudgetSpent, HpmlError
 from hpml.notebooks import Notebook
 from hpml.results import Results
 from hpml.workloads import get as get_workload
 from hpml.workloads import sources
 
 GRACE_S = 20  # kernels, papermill and the report need this beyond the cases themselves
+LADDER = ["resnet50"]  # who climbs the ladder where nobody is named: one workload fits the default budget with full rounds
 FLOOR_S = 15  # a notebook that would get less than this is left out
 
 
-def run(*, tier: str, workloads: list[str], only: list[str] | None, run_id: str | None, resume: bool, rounds: int | None,
+def run(*, tier: str, workloads: list[str] | None, only: list[str] | None, run_id: str | None, resume: bool, rounds: int | None,
         budget_s: float | None, data: str, device: str | None) -> int:
     """Run the chosen notebooks into results/runs/<run_id>; returns the exit code (0, or 1 when a notebook failed).
 
-    Everything is checked before anything runs: raises HpmlError for an unknown tier, workload, notebook, device or run.
+    Without `workloads` the ladder is climbed by LADDER, and every workload's own notebook runs. Everything is checked before anything
+    runs: raises HpmlError for an unknown tier, workload, notebook, device or run.
     """
+    books = _about(notebooks.chosen(only), workloads, only, data)
+    workloads = workloads or LADDER
     cases.use(tier=tier, workloads=workloads, data=data, device=device, run_id=run_id or "lab")
     for name in workloads:
         known = sources(get_workload(name))
@@ -31,7 +35,6 @@ def run(*, tier: str, workloads: list[str], only: list[str] | None, run_id: str 
             raise HpmlError(f"data {data!r} is not known to {name}: choose from {', '.join(known)}")
     if rounds is not None and rounds < 1:
         raise HpmlError(f"rounds {rounds}: at least 1")
-    books = notebooks.chosen(only)
     run_id = run_id or datetime.now().strftime(f"{tier}-%Y%m%d-%H%M%S")
     folder = env.run_dir(run_id)
     status = _status(folder, run_id, resume, asked={"tier": tier, "workloads": workloads, "data": data, "device": device, "rounds": rounds})
@@ -41,7 +44,7 @@ def run(*, tier: str, workloads: list[str], only: list[str] | None, run_id: str 
     started = time.time()
     deadline = started + budget_s if budget_s else None
     status |= {"tier": tier, "started": env.now(), "ended": None, "budget_s": budget_s, "machine": env.machine()}
-    _announce(books, tier, len(workloads), budget_s, folder)
+    _announce(books, tier, workloads, budget_s, folder)
     os.environ["HPML_RUN_ID"] = run_id
     if rounds:
         os.environ["HPML_ROUNDS"] = str(rounds)
@@ -83,18 +86,35 @@ def check_parameters(book: Notebook, parameters: dict) -> None:
                         f"it has {', '.join(book.parameters)}")
 
 
-def _announce(books: list[Notebook], tier: str, workloads: int, budget_s: float | None, folder: Path) -> None:
-    estimate = sum(_minutes(book, tier) * workloads for book in books)
+def _about(books: list[Notebook], workloads: list[str] | None, only: list[str] | None, data: str) -> list[Notebook]:
+    """The notebooks that concern these workloads, or all where none is named, as far as their workload knows the data.
+
+    Raises HpmlError for one that was asked for by its number and is about another workload.
+    """
+    concerned = [book for book in books if not book.workload or (book.workload in workloads if workloads else
+                                                                 data in sources(get_workload(book.workload)))]
+    left_out = [book for book in books if book not in concerned]
+    if only and left_out:
+        raise HpmlError(f"notebook {left_out[0].number} is about {left_out[0].workload}: name it by --workloads, with data that it knows")
+    return concerned
+
+
+def _own(book: Notebook, workloads: list[str]) -> list[str]:
+    return [book.workload] if book.workload else workloads
+
+
+def _announce(books: list[Notebook], tier: str, workloads: list[str], budget_s: float | None, folder: Path) -> None:
+    estimate = sum(_minutes(book, tier, workloads) for book in books)
     budget = f"budget {budget_s / 60:.0f} minutes" if budget_s else "no budget"
     print(f"run {folder.name}: {len(books)} notebooks, tier {tier}, about {estimate:.0f} minutes on two cores, {budget}")
     for book in books:
-        print(f"  {book.name:<28} about {_minutes(book, tier) * workloads:4.1f} min  {book.question}")
+        print(f"  {book.name:<28} about {_minutes(book, tier, workloads):4.1f} min  {book.question}")
     for line in env.warnings():
         print(f"warning: {line}")
 
 
-def _minutes(book: Notebook, tier: str) -> float:
-    return book.minutes.get(tier, 1.0)
+def _minutes(book: Notebook, tier: str, workloads: list[str]) -> float:
+    return book.minutes.get(tier, 1.0) * len(_own(book, workloads))
 
 
 def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, deadline: float | None) -> None:
@@ -107,7 +127,7 @@ def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, de
             continue
         share_s = None
         if deadline:
-            weights = [_minutes(other, parameters["tier"]) for other in books[position:]]
+            weights = [_minutes(other, parameters["tier"], parameters["workloads"]) for other in books[position:]]
             share_s = (deadline - time.time() - GRACE_S) * weights[0] / max(sum(weights), 1e-9)
         entry = {"name": book.name, "title": book.title, "question": book.question, "reason": None, "seconds": 0.0}
         if share_s is not None and share_s < min(FLOOR_S, 60 * weights[0]):
@@ -116,10 +136,7 @@ def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, de
             print(f"{book.name} ...", flush=True)
             status["notebooks"][book.name] = {**entry, "status": "running"}
             _write(folder, status)
-            outcome = execute(book, parameters, folder, share_s)
-            if outcome["status"] == "failed" and _cut(folder, book.name):
-                # Cells that need what the budget left out cannot run: that is no fault of theirs, and --resume goes on from here.
-                outcome |= {"status": "skipped", "reason": f"budget: {outcome['reason']}"}
+            outcome = execute(book, {**parameters, "workloads": _own(book, parameters["workloads"])}, folder, share_s)
             status["notebooks"][book.name] = {**entry, **outcome}
         done = status["notebooks"][book.name]
         print(f"{book.name}: {done['status']} in {done['seconds']:.0f} s" + (f" ({done['reason']})" if done["reason"] else ""))
@@ -128,14 +145,10 @@ def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, de
         report.build(folder)
 
 
-def _cut(folder: Path, name: str) -> bool:
-    """Whether the last of a notebook's records says that the budget left a case out."""
-    own = [r for r in records.read(folder / "records.jsonl") if r.notebook == name]
-    return bool(own) and own[-1].status == "skipped"
-
-
 def execute(book: Notebook, parameters: dict, folder: Path, share_s: float | None) -> dict:
-    """Run one notebook into <folder>/notebooks; returns its status (ok, failed, timeout), reason and seconds. A source is never written."""
+    """Run one notebook into <folder>/notebooks; returns its status (ok, failed, timeout, skipped), reason and seconds.
+
+    A source is never written."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -143,7 +156,6 @@ def execute(book: Notebook, parameters: dict, folder: Path, share_s: float | Non
     target = folder / "notebooks" / book.path.name
     target.parent.mkdir(parents=True, exist_ok=True)
     started = time.time()
-    os.environ.pop("HPML_DEADLINE", None)
     if share_s is not None:
         os.environ["HPML_DEADLINE"] = str(started + share_s)
     outcome = {"status": "ok", "reason": None}
@@ -152,11 +164,15 @@ def execute(book: Notebook, parameters: dict, folder: Path, share_s: float | Non
                                    progress_bar=False, extra_arguments=notebooks.QUIET_KERNEL,
                                    execution_timeout=None if share_s is None else int(share_s) + 60)
     except PapermillExecutionError as error:
-        outcome = {"status": "failed", "reason": f"cell {error.exec_count}: {error.ename}: {error.evalue}"[:300]}
+        cut = error.ename == BudgetSpent.__name__
+        outcome = {"status": "skipped" if cut else "failed",
+                   "reason": (error.evalue if cut else f"cell {error.exec_count}: {error.ename}: {error.evalue}")[:300]}
     except (CellTimeoutError, TimeoutError):
         outcome = {"status": "timeout", "reason": f"a cell took longer than the notebook's share of the budget ({share_s:.0f} s)"}
     except DeadKernelError:
         outcome = {"status": "failed", "reason": "the kernel died (most often: out of memory)"}
+    finally:
+        os.environ.pop("HPML_DEADLINE", None)
     return {**outcome, "seconds": time.time() - started}
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from hpml import compare, env, launch, limits, records, workloads
 from hpml.cases import Case, case, session
-from hpml.env import HpmlError
+from hpml.env import BudgetSpent, HpmlError
 from hpml.records import PROTOCOL_VERSION, Record
 from hpml.results import Results
 
 TIMEOUT_S = {"smoke": 120, "cpu": 600, "gpu": 600, "full": 7 * 86_400}
+OUT_OF_TIME = "budget"  # how the reason of a record begins that the run's time did not reach
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
 MEASURING = ("measure.py", "train.py", "fit.py", "infer.py", "loading.py", "launch.py", "export.py", "limits.py", "data/*.py",
              "engines/*.py")
@@ -29,7 +30,8 @@ def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None
 
     A case that was measured before in this run under the same protocol, code, data and machine is loaded, and said; `fresh=True`
     measures again. Without `rounds`, the tier's number of rounds is taken and, while a verdict is undecided, up to 6. The first case
-    is the baseline of the others. Interrupting keeps what is finished. Raises HpmlError for an empty list or unlike workloads.
+    is the baseline of the others. Interrupting keeps what is finished. Raises HpmlError for an empty list or unlike workloads,
+    and BudgetSpent where a case has no figure because the run's time was up: nothing could be said of it.
     """
     cases = [cases] if isinstance(cases, Case) else list(cases)
     if not cases:
@@ -53,7 +55,16 @@ def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None
         print(f"{len(done)} record{'s' * (len(done) > 1)} of this comparison loaded; fresh=True measures again")
     _rounds(plan, rounds, done, store, _limits(known), [r for r in known if r.case["technique"] == compare.NOISE])
     known = records.read(store)
-    return Results([r for r in known if r.case["group"] == plan.group], known)
+    own = [r for r in known if r.case["group"] == plan.group]
+    cut = [r for r in own if r.status == "skipped" and r.reason.startswith(OUT_OF_TIME) and r.case["key"] not in _measured_keys(own)]
+    if cut:
+        missing = len({r.case["key"] for r in cut})
+        raise BudgetSpent(f"{cut[0].reason}; {missing} of {len(cases)} cases have no figure yet, --resume goes on from here")
+    return Results(own, known)
+
+
+def _measured_keys(found: list[Record]) -> set[str]:
+    return {r.case["key"] for r in found if r.status == "ok"}
 
 
 @dataclass
@@ -142,7 +153,7 @@ def _rounds(plan: _Plan, asked: int | None, done: dict, store: Path, known_limit
         found[key].append(record)
     lost: set[str] = set()
     for number in range(max(least, compare.MAX_ROUNDS if adaptive else 0)):
-        if number >= least and _all_decided(plan, found, noise, lost):
+        if number >= least and (_all_decided(plan, found, noise, lost) or _short_of_time()):
             break
         order = list(range(len(plan.cases)))
         random.Random(f"{plan.group}{number}").shuffle(order)
@@ -157,6 +168,7 @@ def _rounds(plan: _Plan, asked: int | None, done: dict, store: Path, known_limit
                 print("  the machine was busy with something else: this round is measured once more")
                 again = _one(plan, index, number, order, known_limits)
                 records.append(store, again)
+                found[key].append(record)
                 record = again if again.status == "ok" else record
             found[key].append(record)
             _say(record, number, least)
@@ -190,7 +202,7 @@ def _one(plan: _Plan, index: int, number: int, order: list[int], known_limits: d
     left = _seconds_left()
     expected = plan.seconds.get(key) or max(plan.seconds.values(), default=0.0)
     if left is not None and left < max(expected, 1.0):
-        return Record(status="skipped", reason="budget: no time was left", protocol={**protocol, "busy": False}, **shared)
+        return Record(status="skipped", reason=f"{OUT_OF_TIME}: no time was left", protocol={**protocol, "busy": False}, **shared)
     timeout_s = TIMEOUT_S[one.tier]
     path, digest = plan.weights[index]
     job = {"case": described, "knobs": one.knobs, "protocol": protocol, "run_dir": str(folder), "weights": path, "weights_sha256": digest}
@@ -198,8 +210,14 @@ def _one(plan: _Plan, index: int, number: int, order: list[int], known_limits: d
     fields = launch.run(job, log=log, timeout_s=timeout_s if left is None else min(timeout_s, left))
     plan.seconds[key] = time.perf_counter() - started
     if fields["status"] == "timeout" and left is not None and left < timeout_s:
-        fields |= {"status": "skipped", "reason": "budget: stopped when the time was up"}
+        fields |= {"status": "skipped", "reason": f"{OUT_OF_TIME}: stopped when the time was up"}
     return _record(fields, shared, protocol, log.relative_to(folder), known_limits, digest)
+
+
+def _short_of_time() -> bool:
+    """Whether rounds beyond the least should leave the time to what the notebook still has to measure."""
+    left = _seconds_left()
+    return left is not None and left < time.time() - session().started
 
 
 def _seconds_left() -> float | None:
@@ -218,14 +236,14 @@ def _record(fields: dict, shared: dict, protocol: dict, log: Path, known_limits:
     if weights_sha256:
         made.actual = {**made.actual, "weights_sha256": weights_sha256}
     if made.status == "ok" and taken:
-        made.stats = records.stats(taken["values"], items=taken["items"], center=center)
+        made.stats = records.stats(taken["values"], items=taken["items"], center=center, wait=(taken.get("phases") or {}).get("wait"))
         for name in ("with_copies", "with_preprocessing"):
             if taken.get(name):
                 made.stats[name] = records.stats(taken[name], items=taken["items"], center=center)
     if made.stats and work:
         bound = limits.floor(flops=work["flops"], nbytes=work["bytes"], dtype=work["dtype"], limits=known_limits[made.knobs["device"]])
         made.limit = {"flops": work["flops"], "bytes": work["bytes"], "bound": bound and bound["bound"],
-                      "percent": 100 * bound["floor_s"] / made.stats[center] if bound else None}
+                      "percent": 100 * bound["floor_s"] / made.stats["center_s"] if bound else None}
     return made
 
 

@@ -144,6 +144,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
         if row.verdict == "not measured here" and not unrated(row):
             reasons.setdefault(_reason(row), []).append(label)
     found = [f"not measured here: {'; '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in reasons.items()]
+    disturbed = [f"{label} ({row.busy_rounds} of {row.rounds})" for row, label in zip(rows, names(rows), strict=True) if row.busy_rounds]
+    if disturbed:
+        found.append(f"rounds on a machine that was busy with something else: {'; '.join(disturbed)}")
     if any(row.limit_percent and row.limit_percent > 100 for row in rows):
         found.append("(!) above 100 %: the measured limit is too low")
     return found

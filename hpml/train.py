@@ -194,14 +194,16 @@ def measure(job: dict, workload: ModuleType) -> dict:
         for name, seconds in phase_seconds(marks.spans(), knobs["accum_steps"]).items():
             phases[name].append(seconds)
     values = [sum(parts) for parts in zip(*phases.values(), strict=True)]
+    # Workers compete with the step for the cores, so that its calls differ by nature; only without them are they alike.
+    alike = None if knobs["workers"] else [value - wait for value, wait in zip(values, phases["wait"], strict=True)]
     flops = train_flops(workload, knobs, len(image_set.classes))
     return {
-        "samples": {"unit": "s", "items": knobs["batch"], "values": values, "phases": phases}, "center": "mean",
+        "samples": {"unit": "s", "items": knobs["batch"], "values": values, "phases": phases}, "center": "work median + wait mean",
         "cold": {"load_s": load_s, "first_call_s": first_call_s},
         "memory": {"peak_rss_mib": m.peak_rss_mib(), "workers_peak_rss_mib": m.workers_peak_rss_mib(), **m.device_memory()},
         "io": {"bytes_read": m.bytes_read() - disk if disk is not None else None, "wait_share": sum(phases["wait"]) / sum(values)},
         "energy": None if energy is None else {"joules": (m.energy_mj() - energy) / 1e3, "seconds": sum(values)},
-        "actual": {**actual, "data": summary(image_set)}, "disturbance": m.disturbance(mark),
+        "actual": {**actual, "data": summary(image_set)}, "disturbance": m.disturbance(mark, alike),
         # Bytes that a step cannot avoid: parameters read forwards and backwards, gradients written and read, momentum and
         # parameters read and written by the optimizer. Activations are left out: what of them leaves the caches is unknown.
         "work": {"flops": flops * knobs["batch"], "bytes": actual["parameters"] * 4 * 8, "dtype": knobs["precision"]},

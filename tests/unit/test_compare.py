@@ -73,11 +73,21 @@ def test_the_last_of_a_repeated_round_counts():
     assert compare.by_round(records) == {0: 99, 1: 100}
 
 
+def test_of_a_repeated_round_the_one_that_nothing_disturbed_counts():
+    calm, busy = record(100), record(50)
+    calm.protocol["busy"], busy.protocol["busy"] = False, True
+    assert compare.by_round([busy, calm]) == compare.by_round([calm, busy]) == {0: 100}
+    assert compare.by_round([busy, busy]) == {0: 50}
+    others = [record(70, key="b", order=1, number=i, differs=["precision"]) for i in range(2)]
+    others[1].protocol["busy"] = True
+    assert other([calm, *others]).busy_rounds == 1
+
+
 def test_machines_and_protocols_are_never_mixed():
     with pytest.raises(HpmlError, match="different machines"):
         compare.rows([record(1), record(1, machine={"id": "n"})])
     newer = record(1)
-    newer.protocol_version = 2
+    newer.protocol_version += 1
     with pytest.raises(HpmlError, match="protocol versions"):
         compare.rows([record(1), newer])
 

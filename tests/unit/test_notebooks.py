@@ -30,6 +30,34 @@ def test_a_notebook_describes_itself(tmp_path, monkeypatch):
         notebooks.course()
 
 
+def test_a_notebook_about_one_workload_runs_for_it_alone(tmp_path, monkeypatch):
+    about = book()
+    about.metadata["hpml"]["workload"] = "resnet50"
+    nbformat.write(about, tmp_path / "98_own.ipynb")
+    nbformat.write(book(), tmp_path / "99_all.ipynb")
+    monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)
+    own, every = notebooks.course()
+    assert runner._about([own, every], None, None, "auto") == [own, every]
+    assert runner._about([own, every], ["my_model.py"], None, "auto") == [every]
+    assert runner._about([own, every], None, None, "no-such-data") == [every]
+    assert runner._own(own, ["my_model.py", "resnet50"]) == ["resnet50"]
+    with pytest.raises(HpmlError, match="notebook 98 is about resnet50: name it by --workloads"):
+        runner._about([own], ["my_model.py"], ["98"], "auto")
+
+
+@pytest.mark.parametrize(("cell", "status"), [
+    ("import hpml.env\nraise hpml.env.BudgetSpent('budget: no time was left')", "skipped"), ("{}['records']", "failed")])
+def test_only_the_budget_excuses_a_notebook(tmp_path, monkeypatch, cell, status):
+    cut = book()
+    cut.metadata["kernelspec"] = {"name": "python3", "display_name": "x"}
+    cut.cells[-1] = v4.new_code_cell(cell)
+    nbformat.write(cut, tmp_path / "99_cut.ipynb")
+    monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)
+    outcome = runner.execute(notebooks.course()[0], {}, tmp_path / "run", 30)
+    assert outcome["status"] == status and "HPML_DEADLINE" not in runner.os.environ
+    assert outcome["reason"] == ("budget: no time was left" if status == "skipped" else "cell 2: KeyError: 'records'")
+
+
 def test_an_undeclared_parameter_stops_the_run(tmp_path, monkeypatch):
     nbformat.write(book(), tmp_path / "99_title.ipynb")
     monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)

@@ -48,6 +48,9 @@ def test_statistics_follow_from_the_raw_values():
     by_mean, by_median = (records.stats(values, items=10, center=center) for center in ("mean", "median"))
     assert by_mean["per_s"] == pytest.approx(10 / 0.2)
     assert by_median["per_s"] == pytest.approx(100)
+    # Two steps waited for their loader (0.4 s), another was held up in its arithmetic: the first counts, the second does not.
+    mixed = records.stats([0.1, 0.5, 0.1, 0.5, 0.9], items=10, center="work median + wait mean", wait=[0.0, 0.4, 0.0, 0.4, 0.0])
+    assert mixed["center_s"] == pytest.approx(0.1 + 0.8 / 5) and mixed["per_s"] == pytest.approx(10 / 0.26)
     assert by_mean["n"] == 4 and by_mean["p90"] > by_mean["median"]
 
 
