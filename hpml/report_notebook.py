@@ -8,7 +8,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from hpml.env import HpmlError, missing
+from hpml.env import BudgetSpent, HpmlError, missing
 
 ASSETS = Path(__file__).parent / "report_assets"
 VOID = {"br", "hr", "img", "col", "wbr"}
