@@ -12,6 +12,7 @@ from hpml import env
 from hpml.env import HpmlError
 from hpml.knobs import validate
 from hpml.workloads import get as get_workload
+from hpml.workloads import without
 
 TIERS = ("smoke", "cpu", "gpu", "full")
 SIZES_OF = {"export": "infer", "quantize": "infer", "build": "infer", "profile": "train"}  # phases that share another one's sizes
@@ -86,7 +87,8 @@ class Case:
     def but(self, **knobs) -> "Case":
         """This case with some knobs set otherwise; several of them make a stack."""
         technique = "+".join(knobs) or self.technique
-        return dataclasses.replace(self, knobs=validate(self.phase, {**self.knobs, **knobs}), technique=technique)
+        knobs = {**_quality_sizes(self.workload, self.tier, knobs), **knobs}
+        return dataclasses.replace(self, knobs=_settled(self.workload, self.phase, {**self.knobs, **knobs}), technique=technique)
 
     def label(self, others: Sequence["Case"]) -> str:
         """The knobs in which the cases of a comparison differ, with this case's values."""
@@ -108,6 +110,22 @@ def case(workload: str, *, phase: str = "train", tier: str | None = None, fit: b
     sizes = get_workload(workload).SIZES[tier]
     allowed = validate(phase, {})
     # A reader may set a size; what the tier sets is only its default.
-    defaults = {"data": _session.data, "device": _session.device, **sizes["fit" if fit else SIZES_OF.get(phase, phase)]}
+    defaults = {"data": _session.data, "device": _session.device, **sizes["fit" if fit else SIZES_OF.get(phase, phase)],
+                **_quality_sizes(workload, tier, knobs)}
     chosen = {name: value for name, value in defaults.items() if name in allowed}
-    return Case(workload, phase, tier, validate(phase, {**chosen, **knobs}), dict(sizes["protocol"]), "as it is")
+    return Case(workload, phase, tier, _settled(workload, phase, {**chosen, **knobs}), dict(sizes["protocol"]), "as it is")
+
+
+def _quality_sizes(workload: str, tier: str, knobs: dict) -> dict:
+    """The tier's sizes of a quality pass, where the knobs ask for one: its inputs may be smaller than those of the speed figure."""
+    return get_workload(workload).SIZES[tier].get("quality", {}) if knobs.get("measure") == "quality" else {}
+
+
+def _settled(workload: str, phase: str, knobs: dict) -> dict:
+    """The knobs checked and complete, without those that mean nothing for this workload. Raises HpmlError where one of these is set."""
+    idle = without(get_workload(workload)) if workload != "machine" else ()
+    refused = [name for name in knobs if name in idle]
+    if refused:
+        raise HpmlError(f"{Path(workload).stem}: the knob{'s' * (len(refused) > 1)} {', '.join(refused)} "
+                        f"mean{'s' * (len(refused) == 1)} nothing for this workload")
+    return {name: value for name, value in validate(phase, knobs).items() if name not in idle}

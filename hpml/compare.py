@@ -238,8 +238,8 @@ def data_text(record: Record) -> str:
 
 
 def technique_key(record: Record) -> tuple:
-    """What a quality run must share with a speed figure to vouch for it: all knobs but the sizes, and the weights themselves."""
-    return (record.case["workload"], record.case["phase"], record.case["tier"], record.actual.get("weights_sha256"),
+    """What a quality run must share with a speed figure to vouch for it: all knobs but the sizes."""
+    return (record.case["workload"], record.case["phase"], record.case["tier"],
             *sorted((k, v) for k, v in record.knobs.items() if k not in SIZE_KNOBS))
 
 
@@ -283,7 +283,10 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
 
 
 def _qualities(record: Record, records: Sequence[Record]) -> dict[tuple[str, int], dict]:
-    """Quality by (group, round) of the runs that vouch for `record`."""
+    """Quality by (group, round) of the runs that vouch for `record`: of the same weights, or of the variant that was trained instead."""
+    def vouches(r: Record) -> bool:
+        same = r.actual.get("weights_sha256") == record.actual.get("weights_sha256")
+        return technique_key(r) == wanted and (same or r.knobs.get("variant") != record.knobs.get("variant"))
+
     wanted = technique_key(record)
-    return {(r.case["group"], r.protocol["round"]): r.quality
-            for r in records if r.status == "ok" and r.quality and technique_key(r) == wanted}
+    return {(r.case["group"], r.protocol["round"]): r.quality for r in records if r.status == "ok" and r.quality and vouches(r)}

@@ -86,7 +86,7 @@ def predictor(model, knobs: dict):
 
     def predict(inputs: tuple):
         with torch.inference_mode(), torch.autocast(knobs["device"], dtype=half, enabled=half is not None):
-            moved = (move(torch.as_tensor(x), knobs["device"], False, knobs["memory_format"]) for x in inputs)
+            moved = (move(torch.as_tensor(x), knobs["device"], False, knobs.get("memory_format")) for x in inputs)
             return model(*moved).float().cpu().numpy()
 
     return predict

@@ -11,6 +11,7 @@ from hpml.env import Unavailable
 from hpml.fit import quality
 from hpml.train import load_weights, train_flops
 
+SHAPING = ("image", "length", "variant", "stem")  # knobs that make another graph of a workload
 ROTATION = 8  # different inputs in turn: one buffer used again and again would sit in the caches
 
 
@@ -24,11 +25,12 @@ def _model(job: dict, workload: ModuleType, image_set):
     if job["weights"]:
         load_weights(model, Path(job["weights"]))
         return model.eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.momentum = None  # the statistics become those of what passes through
-    with torch.no_grad():
-        model.train()(*(torch.as_tensor(x) for x in _samples(workload, job["knobs"], image_set, 16)))
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for module in norms:
+        module.momentum = None  # the statistics become those of what passes through
+    if norms:
+        with torch.no_grad():
+            model.train()(*(torch.as_tensor(x) for x in _samples(workload, job["knobs"], image_set, 16)))
     return model.eval()
 
 
@@ -45,7 +47,7 @@ def _samples(workload: ModuleType, knobs: dict, image_set, count: int):
 def onnx_file(job: dict, workload: ModuleType, model) -> tuple[Path, dict]:
     """The exported graph of this model, made once in a run and shared by its cases: (path, what the export said; {} if it was there)."""
     knobs = job["knobs"]
-    identity = (job["case"]["workload"], job["weights_sha256"], knobs["image"], knobs.get("stem"), knobs["data"], knobs["seed"])
+    identity = (job["case"]["workload"], job["weights_sha256"], knobs["data"], knobs["seed"], *(knobs.get(name) for name in SHAPING))
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
     path = Path(job["run_dir"]) / "models" / f"{Path(job['case']['workload']).stem}-{digest}.onnx"
     if path.exists():
@@ -63,7 +65,7 @@ def _engine(job: dict, workload: ModuleType, model):
     reason = kind.unavailable(knobs["device"])
     if reason:
         raise Unavailable(reason)
-    options = {"memory_format": knobs["memory_format"]} if kind.WANTS == "module" else {}
+    options = {"memory_format": knobs["memory_format"]} if kind.WANTS == "module" and "memory_format" in knobs else {}
     engine = kind(device=knobs["device"], threads=m.set_threads(knobs["threads"]), precision=knobs["precision"], hint=knobs["hint"],
                   **options)
     cold = {}
@@ -87,7 +89,7 @@ def check_parity(model, engine, workload: ModuleType, knobs: dict, image_set) ->
     import torch
 
     tolerance = workload.PARITY[knobs["precision"]]
-    count = 32 if knobs["image"] <= 64 else 8
+    count = 32 if knobs.get("image", 224) <= 64 else 8
     inputs = _samples(workload, knobs, image_set, count)
     with torch.inference_mode():
         wanted = model(*(torch.as_tensor(x) for x in inputs)).float().numpy()

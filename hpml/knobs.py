@@ -31,6 +31,9 @@ KNOBS: dict[str, Knob] = {
     "threads": Knob(0, _ANY, "compute threads; 0 = all cores"),
     "batch": Knob(32, _ALL, "samples in one step", least=1),
     "image": Knob(32, _ALL, "side of the input image in pixels", least=8),
+    "length": Knob(64, _ALL, "tokens of a text; longer ones are cut, shorter ones padded", least=8),
+    "variant": Knob("base", _MODEL, "base: the published architecture; small: a named smaller one for quality rows on a CPU",
+                    ("base", "small")),
     "weights": Knob("random", _MODEL, "random, trained (left by notebook 10-15 of the run) or a .safetensors file",
                     least=None),
     "workers": Knob(0, _LOAD, "loader worker processes; 0 = load in the training process"),
@@ -50,8 +53,8 @@ KNOBS: dict[str, Knob] = {
     "schedule": Knob("constant", _TRAIN, "learning rate over the training", ("constant", "cosine", "onecycle")),
     "lr": Knob(0.0, _TRAIN, "peak learning rate; 0 = the workload's for this optimizer"),
     "epochs": Knob(0, _TRAIN, "0 = measure steady steps; n = train n epochs and evaluate after each"),
-    "train_samples": Knob(0, _ALL, "training images used; 0 = all"),
-    "test_samples": Knob(0, _ALL, "test images used; 0 = all"),
+    "train_samples": Knob(0, _ALL, "training samples used; 0 = all"),
+    "test_samples": Knob(0, _ALL, "test samples used; 0 = all"),
     "stem": Knob("imagenet", _MODEL, "first layers: imagenet (7x7, stride 2, pool) or cifar (3x3, stride 1)",
                  ("imagenet", "cifar")),
     "engine": Knob("eager", (*_ENGINE, "limit"), "what executes the model: eager, onnxruntime, openvino, ...", least=None),
@@ -63,7 +66,7 @@ KNOBS: dict[str, Knob] = {
     "quantizer": Knob("onnxruntime", (*_ENGINE, "quantize"), "who makes the INT8 graph", ("onnxruntime", "nncf")),
     "calib_samples": Knob(128, (*_ENGINE, "quantize"), "training samples that the ranges of INT8 are taken from", least=1),
     "calib_method": Knob("minmax", (*_ENGINE, "quantize"), "how a range is chosen from what was seen", ("minmax", "entropy", "percentile")),
-    "measure": Knob("speed", ("infer",), "speed, or quality over the test images", ("speed", "quality")),
+    "measure": Knob("speed", ("infer",), "speed, or quality over the test samples", ("speed", "quality")),
     "slowdown": Knob(0.0, ("train", "infer"), "extra time per step as a share of it: a planted difference, for testing the protocol"),
     "seed": Knob(0, _ALL, "random seed; each round adds its number"),
     "kind": Knob("matmul", ("limit",), "which limit",
@@ -71,9 +74,9 @@ KNOBS: dict[str, Knob] = {
     "dtype": Knob("fp32", ("limit",), "data type of the limit", least=None),
 }
 # What may differ between a speed figure and the quality run that vouches for it: the amount of training, the size of the
-# input and the first layers fitted to it are not what a technique is.
+# input, the first layers fitted to it and the variant that was small enough to train are not what a technique is.
 SIZE_KNOBS = ("epochs", "train_samples", "test_samples", "image", "batch", "threads", "schedule", "measure", "hint", "lr", "seed",
-              "slowdown", "stem")
+              "slowdown", "stem", "length", "variant", "weights")
 
 
 def defaults(phase: str) -> dict:

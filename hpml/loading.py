@@ -29,5 +29,5 @@ def measure(job: dict, workload: ModuleType) -> dict:
         "cold": {"first_call_s": taken["first_call_s"]},
         "memory": {"peak_rss_mib": m.peak_rss_mib(), "workers_peak_rss_mib": m.workers_peak_rss_mib()},
         "io": {"bytes_read": m.bytes_read() - disk if disk is not None else None},
-        "actual": {"device": "cpu", "data": summary(image_set), "storage": knobs["storage"]}, "disturbance": m.disturbance(mark),
+        "actual": {"device": "cpu", "data": summary(image_set), "storage": knobs.get("storage")}, "disturbance": m.disturbance(mark),
     }

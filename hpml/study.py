@@ -15,6 +15,7 @@ from pathlib import Path
 from hpml import compare, env, launch, limits, records, workloads
 from hpml.cases import Case, case, session
 from hpml.env import BudgetSpent, HpmlError
+from hpml.knobs import KNOBS
 from hpml.records import PROTOCOL_VERSION, Record
 from hpml.results import Results
 
@@ -78,6 +79,7 @@ class _Plan:
 
 
 def _plan(cases: list[Case], run_id: str, fresh: bool) -> _Plan:
+    cases = [_with_weights_that_fit(c) for c in cases]
     weights = [_weights(c, run_id) for c in cases]
     keys = [_key(c, w[1]) for c, w in zip(cases, weights, strict=True)]
     # Comparisons are paired by rounds measured together, so the same case in another sweep is measured again.
@@ -103,6 +105,14 @@ def _code(workload: str) -> str:
 
 def _data_identity(case: Case) -> str | None:
     return workloads.data_identity(workloads.get(case.workload), case.knobs) if "data" in case.knobs else None
+
+
+def _with_weights_that_fit(case: Case) -> Case:
+    """Trained weights exist of the variant that the tier's fit trains. A speed figure of another variant has random ones, and says so."""
+    if case.knobs.get("weights") != "trained" or "variant" not in case.knobs:
+        return case
+    fitted = workloads.get(case.workload).SIZES[case.tier]["fit"].get("variant", KNOBS["variant"].default)
+    return case if case.knobs["variant"] == fitted else dataclasses.replace(case, knobs={**case.knobs, "weights": "random"})
 
 
 def _weights(case: Case, run_id: str) -> tuple[str | None, str | None]:

@@ -28,7 +28,7 @@ def train_step(model, micro_batches, knobs: dict, *, workload: ModuleType, optim
         marks.mark()
         inputs, targets = workload.split(next(micro_batches))
         marks.mark()
-        inputs = tuple(move(x, device, knobs["non_blocking"], knobs["memory_format"]) for x in inputs)
+        inputs = tuple(move(x, device, knobs["non_blocking"], knobs.get("memory_format")) for x in inputs)
         targets = move(targets, device, knobs["non_blocking"])
         marks.mark()
         last = micro == knobs["accum_steps"] - 1
@@ -49,8 +49,8 @@ def train_step(model, micro_batches, knobs: dict, *, workload: ModuleType, optim
     return total
 
 
-def move(x, device: str, non_blocking: bool, memory_format: str = "contiguous"):
-    """A tensor on the device, image tensors in the asked memory format."""
+def move(x, device: str, non_blocking: bool, memory_format: str | None = None):
+    """A tensor on the device; image tensors in the asked memory format, which other workloads do not know (None)."""
     import torch
 
     if memory_format == "channels_last" and x.dim() == 4:
@@ -76,7 +76,7 @@ def build(workload: ModuleType, knobs: dict, classes: int, weights: Path | None)
     model = workload.model(knobs, classes)
     if weights:
         load_weights(model, weights)
-    layout = torch.channels_last if knobs["memory_format"] == "channels_last" else torch.contiguous_format
+    layout = torch.channels_last if knobs.get("memory_format") == "channels_last" else torch.contiguous_format
     model = model.to(device, memory_format=layout).train()
     lr = knobs["lr"] or workload.LEARNING_RATE[knobs["optimizer"]]
     if knobs["optimizer"] == "sgd":

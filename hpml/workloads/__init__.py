@@ -8,10 +8,13 @@ from pathlib import Path
 from types import ModuleType
 
 from hpml.env import HpmlError
+from hpml.knobs import KNOBS
 
 # What a workload file must hold; `hpml check FILE` reads this list.
 CONTRACT = ("NAME", "TITLE", "METRIC", "MARGIN", "MARGIN_REASON", "SIZES", "LEARNING_RATE", "PARITY", "INPUT_NAMES", "OUTPUT_NAMES",
             "data", "dataset", "model", "loss", "example_inputs", "split", "evaluate")
+# Knobs that mean nothing for a workload are named in its WITHOUT: they are refused when set and stand in none of its cases.
+WITHOUT = ("length", "variant")  # of a workload that names none: an image classifier
 ANY_SOURCE = ("auto", "real", "standin")  # what every workload's knob `data` takes, beside the names of its own data sets
 
 
@@ -33,6 +36,16 @@ def get(name: str) -> ModuleType:
     if absent:
         raise HpmlError(f"workload {name}: missing {', '.join(absent)} (see CONTRIBUTING.md)")
     return module
+
+
+def without(module: ModuleType) -> tuple[str, ...]:
+    """Knobs that mean nothing for the workload."""
+    return getattr(module, "WITHOUT", WITHOUT)
+
+
+def knows(workload: str, knob: str) -> bool:
+    """Whether a knob means something for the workload: what a notebook asks before it sweeps `storage` or `memory_format`."""
+    return knob in KNOBS and knob not in without(get(workload))
 
 
 def sources(module: ModuleType) -> tuple[str, ...]:

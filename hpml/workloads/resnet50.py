@@ -17,7 +17,8 @@ PARITY = {
     "fp16": {"atol": 5e-2, "rtol": 5e-2, "top1_agreement": 0.98},
     "bf16": {"atol": 5e-1, "rtol": 2e-1, "top1_agreement": 0.95},
 }
-# Sizes by tier and phase: only here. `protocol` is the warm-up, the minimum of iterations and the minimum of seconds of a round.
+# Sizes by tier and phase: only here. `quality` is what the quality pass of inference takes instead;
+# `protocol` is the warm-up, the minimum of iterations and the minimum of seconds of a round.
 # The small tiers train with Adam: in a few hundred steps SGD hardly leaves chance.
 SIZES = {
     "smoke": {
@@ -25,6 +26,7 @@ SIZES = {
         "fit": {"batch": 32, "image": 32, "epochs": 1, "train_samples": 128, "test_samples": 80, "schedule": "onecycle",
                 "optimizer": "adam"},
         "infer": {"batch": 1, "image": 32, "train_samples": 64, "test_samples": 40},
+        "quality": {"batch": 32, "image": 32},
         "data": {"batch": 16, "image": 32, "train_samples": 256, "test_samples": 40},
         "protocol": {"warmup": 1, "min_iters": 3, "min_seconds": 0.0, "rounds": 1},
     },
@@ -33,6 +35,7 @@ SIZES = {
         "fit": {"batch": 32, "image": 32, "epochs": 4, "train_samples": 2_000, "test_samples": 1_000, "schedule": "onecycle",
                 "optimizer": "adam"},
         "infer": {"batch": 1, "image": 224, "train_samples": 2_000, "test_samples": 1_000},
+        "quality": {"batch": 32, "image": 32},
         "data": {"batch": 32, "image": 32, "train_samples": 2_000, "test_samples": 360},
         "protocol": {"warmup": 3, "min_iters": 6, "min_seconds": 1.0, "rounds": 3},
     },
@@ -40,6 +43,7 @@ SIZES = {
         "train": {"batch": 256, "image": 224, "train_samples": 20_000, "test_samples": 10_000},
         "fit": {"batch": 256, "image": 32, "epochs": 10, "stem": "cifar", "schedule": "onecycle"},
         "infer": {"batch": 1, "image": 224, "test_samples": 10_000},
+        "quality": {"batch": 32, "image": 32},
         "data": {"batch": 256, "image": 224, "train_samples": 20_000},
         "protocol": {"warmup": 10, "min_iters": 20, "min_seconds": 2.0, "rounds": 3},
     },
@@ -48,6 +52,7 @@ SIZES = {
         "train": {"batch": 128, "image": 224},
         "fit": {"batch": 128, "image": 32, "epochs": 200, "stem": "cifar", "schedule": "cosine"},
         "infer": {"batch": 1, "image": 224},
+        "quality": {"batch": 32, "image": 32},
         "data": {"batch": 128, "image": 224},
         "protocol": {"warmup": 10, "min_iters": 50, "min_seconds": 5.0, "rounds": 6},
     },

@@ -145,6 +145,18 @@ def test_quality_of_another_technique_or_group_does_not_vouch():
     assert other(pair(1.5) + noise() + quality_runs([0.1], [0.1], informative=False)).quality == "not informative"
 
 
+def test_quality_of_other_weights_vouches_only_for_a_variant_that_is_not_trained():
+    def row(speed, vouching, variant="base"):
+        timed, runs = pair(1.5), quality_runs([0.9], [0.9])
+        for one, weights in [(r, speed) for r in timed] + [(r, vouching) for r in runs]:
+            one.actual = {"weights_sha256": weights} if weights else {}
+            one.knobs = {**one.knobs, "weights": "trained" if weights else "random", "variant": variant if one.quality else "base"}
+        return other(timed + noise() + runs)
+
+    assert row("a", "a").quality == row(None, "a", variant="small").quality == "kept"
+    assert row("a", "b").quality == row(None, "a").quality == "not measured"
+
+
 def test_a_planted_slowdown_is_no_technique():
     records = pair(1.5) + noise() + [record(100, key=key, group="p", knobs={"slowdown": slow}, baseline="s", order=slow > 0)
                                      for key, slow in (("s", 0.0), ("t", 0.1))]

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 import hpml
-from hpml import compare, env, records, study
+from hpml import compare, env, records, study, workloads
 from hpml.env import HpmlError
 
 TINY = str(Path(__file__).parent.parent / "tiny.py")
@@ -32,6 +32,33 @@ def test_a_sweep_is_every_combination_and_the_first_is_the_baseline():
     assert [(c.knobs["precision"], c.knobs["memory_format"]) for c in cases] == [
         ("fp32", "contiguous"), ("fp32", "channels_last"), ("bf16", "contiguous"), ("bf16", "channels_last")]
     assert cases[3].label(cases) == "precision=bf16, memory_format=channels_last"
+
+
+def test_knobs_that_mean_nothing_are_refused_and_stand_in_no_case(tmp_path):
+    text = tmp_path / "text.py"
+    text.write_text(Path(TINY).read_text() + 'WITHOUT = ("image", "storage", "memory_format")\n_SIZE.pop("image")\n'
+                    'for sizes in SIZES.values():\n    for size in sizes.values():\n        size.pop("image", None)\n'
+                    '    sizes["quality"] = {"batch": 64, "variant": "small"}\n    sizes["fit"]["variant"] = "small"\n')
+    one = hpml.case(str(text))
+    assert not {"image", "storage", "memory_format"} & set(one.knobs) and one.knobs["length"] == 64
+    for refused in (lambda: hpml.case(str(text), image=64), lambda: one.but(memory_format="channels_last"),
+                    lambda: hpml.case(TINY, length=32)):
+        with pytest.raises(HpmlError, match=r"(image|memory_format|length) means nothing"):
+            refused()
+    assert workloads.knows(str(text), "length") and not workloads.knows(str(text), "storage")
+    assert workloads.knows(TINY, "storage") and not workloads.knows(TINY, "variant") and not workloads.knows(TINY, "nonsense")
+    for phase in ("data", "train", "infer"):  # and the children miss nothing
+        assert hpml.run(hpml.case(str(text), phase=phase), rounds=1).records[-1].status == "ok"
+
+    speed = hpml.case(str(text), phase="infer", weights="trained")
+    quality = speed.but(measure="quality")
+    assert (quality.knobs["batch"], quality.knobs["variant"]) == (64, "small") and speed.but(measure="quality", batch=8).knobs["batch"] == 8
+    assert quality.knobs == hpml.case(str(text), phase="infer", weights="trained", measure="quality").knobs
+    assert quality.technique == "measure"
+    vouched = hpml.run(quality, rounds=1).records[-1]
+    row = hpml.run(speed, rounds=1).rows()[0]
+    assert row.knobs["weights"] == "random", "trained weights are those of the small variant"
+    assert row.quality_value == vouched.quality["value"], "and yet the small variant vouches for the technique"
 
 
 @pytest.mark.parametrize(("call", "said"), [
