@@ -1,6 +1,6 @@
 """What does hpml's training loop cost over a bare one? Alternating blocks of both in one process, on the same model and batches.
 
-    python benchmarks/loop_overhead.py [--blocks 30] [--steps 12]
+    python benchmarks/loop_overhead.py [--blocks 80] [--steps 4]
 
 Wanted: the upper end of the 95 % interval of the ratio (hpml / bare) at most 1.02. About 3 minutes on two cores.
 """
@@ -19,8 +19,8 @@ from hpml.measure import Marks, set_threads
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--blocks", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=4)
     asked = parser.parse_args()
     set_threads(0)
     torch.manual_seed(0)

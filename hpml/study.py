@@ -213,7 +213,8 @@ def _one(plan: _Plan, index: int, number: int, order: list[int], known_limits: d
     expected = plan.seconds.get(key) or max(plan.seconds.values(), default=0.0)
     if left is not None and left < max(expected, 1.0):
         return Record(status="skipped", reason=f"{OUT_OF_TIME}: no time was left", protocol={**protocol, "busy": False}, **shared)
-    timeout_s = TIMEOUT_S[one.tier]
+    # A whole training takes as long as its epochs; only the budget ends it.
+    timeout_s = TIMEOUT_S["full" if one.knobs.get("epochs") else one.tier]
     path, digest = plan.weights[index]
     job = {"case": described, "knobs": one.knobs, "protocol": protocol, "run_dir": str(folder), "weights": path, "weights_sha256": digest}
     started = time.perf_counter()

@@ -142,6 +142,12 @@ def test_the_budget_leaves_records_that_resume_measures(monkeypatch, capsys):
     assert whole.rows()[1].rounds == 1, "the skipped records do not hide the measured ones"
 
 
+def test_a_whole_training_is_not_timed_out(monkeypatch):
+    monkeypatch.setitem(study.TIMEOUT_S, "smoke", 0.01)
+    assert hpml.run(hpml.case(TINY)).records[0].status == "timeout"
+    assert hpml.run(hpml.case(TINY, fit=True)).records[0].status == "ok"
+
+
 def test_an_interrupted_cell_keeps_the_finished_cases(monkeypatch):
     real, calls = study.launch.run, []
 
