@@ -1,4 +1,4 @@
-"""The command line: `hpml run`, `train`, `report`, `data`, `notebooks`, `env`."""
+"""The command line: `hpml run`, `train`, `report`, `compare`, `data`, `notebooks`, `env`."""
 
 import contextlib
 import enum
@@ -187,6 +187,24 @@ def report(
     if not folder.is_dir():
         raise HpmlError(f"no run {run_id!r} in {folder.parent}")
     print(site.build(folder))
+
+
+@app.command("compare")
+def compare_runs(
+    run_a: Annotated[str, typer.Argument(help="a run's id, reference, reference/<machine>, or a folder with records.jsonl")],
+    run_b: Annotated[str, typer.Argument(help="the run that is judged, named likewise")],
+    unlike_machines: Annotated[bool, typer.Option("--unlike-machines", help="compare although the machines differ")] = False,
+    unlike_protocols: Annotated[bool, typer.Option("--unlike-protocols", help="compare although the ways of measuring differ")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="leave out the cases without a difference")] = False,
+) -> None:
+    """What became faster, slower, better, worse or broken from RUN_A to RUN_B. Exit code 1 where something is worse beyond the noise."""
+    from hpml import agreement, tables_runs
+
+    found = agreement.between(agreement.open_run(run_a), agreement.open_run(run_b), unlike_machines=unlike_machines,
+                              unlike_protocols=unlike_protocols)
+    print(tables_runs.text(found, every=not changed))
+    if found.regressions:
+        raise typer.Exit(1)
 
 
 @data_app.command("list")

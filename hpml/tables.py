@@ -134,7 +134,7 @@ def columns(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {name: texts for name, texts in cells.items() if any(texts)}
 
 
-NUMBERS = ("samples/s", "latency ms", "ratio", "rounds", "memory MiB", "% of limit")
+NUMBERS = ("samples/s", "latency ms", "ratio", "rounds", "memory MiB", "% of limit", "A samples/s", "B samples/s", "B / A", "in A", "in B")
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -162,14 +162,15 @@ def text(rows: Sequence[Row]) -> str:
     if not rows:
         return "no cases"
     cells = columns(rows)
-    if len(_lines(cells)[0]) > WIDTH and "quality" in cells:  # n and the number of seeds stand in the sentence
+    if len(grid(cells)[0]) > WIDTH and "quality" in cells:  # n and the number of seeds stand in the sentence
         cells["quality"] = [short_quality(item) for item in cells["quality"]]
     heading = [SMOKE] if any(row.tier == "smoke" for row in rows) else []
     remarks = [line for note in notes(rows) for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
-    return "\n".join([*heading, *_lines(cells), *remarks])
+    return "\n".join([*heading, *grid(cells), *remarks])
 
 
-def _lines(cells: dict[str, list[str]]) -> list[str]:
+def grid(cells: dict[str, list[str]]) -> list[str]:
+    """Columns of text by title as fixed-width lines: titles, a rule, one line a row."""
     widths = {name: max(map(len, [name, *texts])) for name, texts in cells.items()}
 
     def line(values: dict[str, str]) -> str:

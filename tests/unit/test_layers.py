@@ -6,8 +6,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "hpml"
 LAYERS = [
-    {"env", "knobs", "records", "compare", "preload"},
-    {"data", "measure", "limits", "plot", "plot_look", "plot_machine", "plot_summary", "plot_tradeoff", "plot_training", "tables"},
+    {"env", "knobs", "records", "compare", "agreement", "preload"},
+    {"data", "measure", "limits", "plot", "plot_look", "plot_machine", "plot_summary", "plot_tradeoff",
+     "plot_training", "tables", "tables_runs"},
     {"workloads", "engines", "export"},
     {"train", "fit", "infer", "loading"},
     {"launch", "cases", "study", "results"},
