@@ -65,7 +65,7 @@ def run(
 def _train(workload: str, tier: str, run_id: str | None, dry_run: bool, **flags) -> None:
     """Train a workload for real: quality after each epoch, weights, TensorBoard logs. Every knob is a flag; what is not given is
     the tier's."""
-    from hpml import cases, study
+    from hpml import cases, distributed, study
 
     chosen = {}
     for name, value in flags.items():
@@ -83,12 +83,17 @@ def _train(workload: str, tier: str, run_id: str | None, dry_run: bool, **flags)
     if dry_run:
         _describe(case)
         return
+    here = distributed.place()
+    if here.size > 1 and not run_id:
+        raise HpmlError("under torchrun give --run-id, so that all ranks work in one folder")
     run_id = run_id or f"train-{time.strftime('%Y%m%d-%H%M%S')}"
-    with _followed(env.run_dir(run_id) / "logs"):
+    with contextlib.nullcontext() if here.index else _followed(env.run_dir(run_id) / "logs"):
         results = study.run(case, rounds=1, run_id=run_id)
     record = results.records[-1]
     if record.status != "ok":
         raise HpmlError(f"{record.status}: {record.reason} (log: {env.run_dir(run_id) / record.log})")
+    if here.index:
+        return  # the first rank evaluated, and says so
     quality = record.quality
     print(f"{quality['metric']} {100 * quality['value']:.2f} % on {quality['n']:,} test samples, {record.actual['data']['title']} "
           f"({record.actual['data']['origin']}); weights: {env.run_dir(run_id) / 'models' / record.actual['artefacts']['weights']}")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import ModuleType
 
+from hpml import distributed
 from hpml import measure as m
 from hpml.data.loader import loader
 from hpml.env import HpmlError
@@ -12,7 +13,7 @@ from hpml.train import move, prepare, train_step
 def fit(job: dict, workload: ModuleType) -> dict:
     """Train knobs["epochs"] epochs and evaluate after each; leaves weights, predictions, a checkpoint and TensorBoard logs.
 
-    An interrupted fit of the same case goes on from its last epoch.
+    An interrupted fit of the same case goes on from its last epoch. Among ranks, the first one evaluates and writes.
     """
     import numpy as np
     import torch
@@ -20,20 +21,24 @@ def fit(job: dict, workload: ModuleType) -> dict:
 
     from hpml.data import summary
 
-    knobs, protocol, folder = job["knobs"], job["protocol"], Path(job["run_dir"])
+    knobs, protocol, folder = distributed.own(job["knobs"]), job["protocol"], Path(job["run_dir"])
+    here = distributed.place()
     image_set, dataset, (model, optimizer, scaler, actual), load_s = prepare(job, workload)
-    micro = min(knobs["batch"] // knobs["accum_steps"], len(dataset))
-    batches = loader(dataset, knobs, batch=micro, shuffle=True, seed=protocol["seed"], drop_last=True)
+    micro = min(knobs["batch"] // knobs["accum_steps"], len(dataset) // here.size)
+    batches = loader(dataset, knobs, batch=micro, shuffle=True, seed=protocol["seed"], drop_last=True, share=(here.index, here.size))
     steps = max(1, len(batches) // knobs["accum_steps"])
     schedule = _schedule(optimizer, knobs, steps, actual["lr"])
     name = f"{Path(job['case']['workload']).stem}-{job['case']['key']}-r{protocol['round']}"
     checkpoint = folder / "models" / f"{name}.checkpoint.pt"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    plain = getattr(model, "module", getattr(model, "_orig_mod", model))  # without the wrapper of DP, DDP or compile
+    single = getattr(model, "module", model)  # without DP or DDP, whose forward pass waits for the other ranks
+    plain = getattr(single, "_orig_mod", single)
     state = {"epoch": 0, "curve": [], "losses": [], "values": []}
     if checkpoint.exists():
         state = _resume(checkpoint, plain, optimizer, schedule, scaler)
-    writer = SummaryWriter(str(folder / "tensorboard" / name))
+    if distributed.mean([state["epoch"]], knobs["device"]) != [state["epoch"]]:
+        raise HpmlError(f"the ranks go on from different epochs: let all of them see {checkpoint.parent}")
+    writer = SummaryWriter(str(folder / "tensorboard" / name)) if not here.index else None
     mark, best = m.cpu_mark(), None
     for epoch in range(state["epoch"], knobs["epochs"]):
         torch.manual_seed(1000 * protocol["seed"] + epoch)  # order and augmentation of an epoch depend on its number alone
@@ -45,28 +50,34 @@ def fit(job: dict, workload: ModuleType) -> dict:
             losses.append(train_step(model, stream, knobs, workload=workload, optimizer=optimizer, scaler=scaler, marks=marks))
             schedule.step()
             state["values"].append(sum(marks.spans()))
-        losses = [float(loss) for loss in losses]
-        best = workload.evaluate(predictor(model, knobs), knobs, image_set)
+        losses = distributed.mean([float(loss) for loss in losses], knobs["device"])
         state["losses"] += losses
         state["epoch"] = epoch + 1
+        if here.index:
+            continue
+        best = workload.evaluate(predictor(single, knobs), knobs, image_set)
         state["curve"].append([epoch + 1, float(np.mean(losses)), best["value"]])
         writer.add_scalar("loss/train", float(np.mean(losses)), epoch + 1)
         writer.add_scalar(f"{best['metric']}/test", best["value"], epoch + 1)
         _save(checkpoint, {**state, "model": plain.state_dict(), "optimizer": optimizer.state_dict(),
                            "schedule": schedule.state_dict(), "scaler": scaler.state_dict()})
         print(f"epoch {epoch + 1} of {knobs['epochs']}: loss {np.mean(losses):.3f}, {best['metric']} {best['value']:.3f}", flush=True)
+    samples = {"unit": "s", "items": micro * knobs["accum_steps"] * here.size, "values": state["values"]}
+    if here.index:
+        return {"samples": samples, "center": "mean", "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()}, "actual": actual,
+                "disturbance": distributed.disturbance(mark)}
     writer.close()
     if best is None:  # the interruption came after the last epoch
-        best = workload.evaluate(predictor(model, knobs), knobs, image_set)
+        best = workload.evaluate(predictor(single, knobs), knobs, image_set)
     artefacts = leave(checkpoint.parent, name, plain, best)
     checkpoint.unlink()
     thin = max(1, len(state["losses"]) // 200)
     return {
-        "samples": {"unit": "s", "items": micro * knobs["accum_steps"], "values": state["values"]}, "center": "mean",
+        "samples": samples, "center": "mean",
         "cold": {"load_s": load_s}, "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()},
         "quality": {**quality(best, workload), "curve": state["curve"], "losses": state["losses"][::thin], "losses_every": thin},
         "actual": {**actual, "data": summary(image_set), "classes": list(image_set.classes), "artefacts": artefacts},
-        "disturbance": m.disturbance(mark),
+        "disturbance": distributed.disturbance(mark),
     }
 
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from hpml import engines, export
+from hpml import distributed, engines, export
 from hpml import measure as m
 from hpml.env import Unavailable
 from hpml.fit import quality
@@ -165,9 +165,9 @@ def _latency(job: dict, workload: ModuleType, engine, image_set, batches: list[t
     if knobs["hint"] == "throughput" and hasattr(engine, "throughput"):
         resident = {"values": _overlapped(engine, batches, protocol)}
     else:
-        resident = m.steady(step, clock=clock, **limits)
+        resident = distributed.steady(step, clock=clock, **limits)
     short = {"warmup": 1, "min_iters": max(3, protocol["min_iters"] // 2), "min_seconds": protocol["min_seconds"] / 4}
-    copies = m.steady(lambda i: engine.run(batches[i % count]), clock=clock, **short)
+    copies = distributed.steady(lambda i: engine.run(batches[i % count]), clock=clock, **short)
     dataset = workload.dataset(knobs, image_set, train=False)
     width = len(workload.INPUT_NAMES)
 
@@ -175,7 +175,7 @@ def _latency(job: dict, workload: ModuleType, engine, image_set, batches: list[t
         samples = [dataset[(i * batch + j) % len(dataset)] for j in range(batch)]
         engine.run(tuple(np.stack([np.asarray(sample[k]) for sample in samples]) for k in range(width)))
 
-    preprocessed = m.steady(whole, clock=clock, **short)
+    preprocessed = distributed.steady(whole, clock=clock, **short)
     classes = len(image_set.classes)
     flops = train_flops(workload, knobs, classes) / 3 * batch  # backward costs twice the forward pass
     width_bytes = 2 if knobs["precision"] in ("bf16", "fp16") else 4
@@ -186,7 +186,7 @@ def _latency(job: dict, workload: ModuleType, engine, image_set, batches: list[t
         "center": "median",
         "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()},
         "energy": None if energy is None else {"joules": (m.energy_mj() - energy) / 1e3},
-        "disturbance": m.disturbance(mark, resident["values"]),
+        "disturbance": distributed.disturbance(mark, resident["values"]),
         "work": {"flops": flops, "bytes": weights * width_bytes + sum(x.nbytes for x in batches[0]), "dtype": knobs["precision"]},
     }
 

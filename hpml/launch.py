@@ -129,13 +129,15 @@ def _end_with_parent() -> None:
 
 
 def _measured(job: dict) -> dict:
-    from hpml import limits, workloads
+    from hpml import distributed, limits, workloads
     from hpml.engines import ProviderFallback
     from hpml.measure import cpu_mark, disturbance
 
     try:
         if job["knobs"].get("device") == "cuda" and (reason := no_gpu()):
             raise Unavailable(reason)
+        if (count := distributed.processes(job)) > 1:
+            return distributed.measure(job, count, run=_measured)
         if job["case"]["phase"] == "limit":
             asked = {name: job["knobs"][name] for name in ("kind", "engine", "device", "threads")}
             asked["dtype"] = None if job["knobs"]["dtype"] == "any" else job["knobs"]["dtype"]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpml import compare, env, launch, limits, records, workloads
+from hpml import compare, distributed, env, launch, limits, records, workloads
 from hpml.cases import Case, case, session
 from hpml.env import BudgetSpent, HpmlError
 from hpml.knobs import KNOBS
@@ -22,8 +22,8 @@ from hpml.results import Results
 TIMEOUT_S = {"smoke": 120, "cpu": 600, "gpu": 600, "full": 7 * 86_400}
 OUT_OF_TIME = "budget"  # how the reason of a record begins that the run's time did not reach
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
-MEASURING = ("measure.py", "train.py", "fit.py", "infer.py", "loading.py", "launch.py", "export.py", "limits.py", "data/*.py",
-             "engines/*.py")
+MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "infer.py", "loading.py", "launch.py", "export.py", "limits.py",
+             "data/*.py", "engines/*.py")
 
 
 def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None = None, run_id: str | None = None) -> Results:
@@ -43,7 +43,8 @@ def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None
         raise HpmlError("two cases of one comparison are the same: a case can be compared with itself only by hpml.noise_floor")
     run_id = run_id or session().run_id
     folder = env.run_dir(run_id)
-    store = folder / "records.jsonl"
+    rank = distributed.place().index  # under torchrun each rank comes here; the first one's record is the run's
+    store = folder / (f"records-rank{rank}.jsonl" if rank else "records.jsonl")
     rounds = rounds or int(os.environ.get("HPML_ROUNDS") or 0) or None
     known = records.read(store)
     if needs_floor(cases) and not compare.noise_logs(_of_this_machine(known), cases[0].phase):

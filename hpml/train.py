@@ -1,12 +1,12 @@
 """The training loop, with every technique as a knob, and its measurement by steady steps."""
 
 import contextlib
-import os
 import time
 import warnings
 from pathlib import Path
 from types import ModuleType
 
+from hpml import distributed
 from hpml import measure as m
 from hpml.data.loader import endless, loader
 from hpml.env import HpmlError, Unavailable
@@ -73,6 +73,8 @@ def build(workload: ModuleType, knobs: dict, classes: int, weights: Path | None)
 
     device = knobs["device"]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if knobs["parallel"] == "ddp":
+        distributed.join(knobs)
     model = workload.model(knobs, classes)
     if weights:
         load_weights(model, weights)
@@ -120,14 +122,7 @@ def _parallel(model, knobs: dict, actual: dict):
         actual["replicas"] = torch.cuda.device_count()
         return torch.nn.DataParallel(model)
     if knobs["parallel"] == "ddp":
-        from torch import distributed
-
-        backend = "nccl" if knobs["device"] == "cuda" else "gloo"
-        if "RANK" in os.environ:
-            distributed.init_process_group(backend)
-        else:
-            distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
-        actual["replicas"] = distributed.get_world_size()
+        actual["replicas"] = distributed.place().size
         return torch.nn.parallel.DistributedDataParallel(model)
     return model
 
@@ -148,7 +143,7 @@ def prepare(job: dict, workload: ModuleType):
     (model, optimizer, scaler, actual), seconds it took). Raises HpmlError, or Unavailable for what cannot run here."""
     import torch
 
-    knobs = job["knobs"]
+    knobs = distributed.own(job["knobs"])
     if knobs["batch"] % knobs["accum_steps"]:
         raise HpmlError(f"batch={knobs['batch']} cannot be split into accum_steps={knobs['accum_steps']} equal micro-batches")
     if knobs["precision"] == "fp16" and knobs["device"] == "cpu":
@@ -161,6 +156,8 @@ def prepare(job: dict, workload: ModuleType):
     image_set = workload.data(knobs)
     dataset = workload.dataset(knobs, image_set, train=True)
     parts = build(workload, knobs, len(image_set.classes), job["weights"] and Path(job["weights"]))
+    if rank := distributed.place().index:
+        torch.manual_seed(job["protocol"]["seed"] + 7919 * rank)  # ranks start alike, but their crops and dropout differ
     return image_set, dataset, parts, time.perf_counter() - started
 
 
@@ -168,12 +165,13 @@ def measure(job: dict, workload: ModuleType) -> dict:
     """A training case in a fresh process, by steady steps after a warm-up. Returns the record's fields."""
     from hpml.data import summary
 
-    knobs, protocol = job["knobs"], job["protocol"]
+    knobs, protocol = distributed.own(job["knobs"]), job["protocol"]
     image_set, dataset, (model, optimizer, scaler, actual), load_s = prepare(job, workload)
     micro = knobs["batch"] // knobs["accum_steps"]
-    batches = loader(dataset, knobs, batch=micro, shuffle=True, seed=protocol["seed"], drop_last=True)
-    if len(dataset) < micro:
-        raise HpmlError(f"train_samples={len(dataset)} is less than one batch of {micro}")
+    here = distributed.place()
+    batches = loader(dataset, knobs, batch=micro, shuffle=True, seed=protocol["seed"], drop_last=True, share=(here.index, here.size))
+    if len(dataset) < micro * here.size:
+        raise HpmlError(f"train_samples={len(dataset)} is less than one batch of {micro * here.size}")
     stream = endless(batches)
     marks = m.Marks(knobs["device"])
 
@@ -189,7 +187,8 @@ def measure(job: dict, workload: ModuleType) -> dict:
         step()
     phases: dict[str, list[float]] = {name: [] for name in PHASES}
     disk, energy, mark = m.bytes_read(), m.energy_mj() if knobs["device"] == "cuda" else None, m.cpu_mark()
-    while len(phases["wait"]) < protocol["min_iters"] or sum(map(sum, phases.values())) < protocol["min_seconds"]:
+    while distributed.agreed(len(phases["wait"]) < protocol["min_iters"] or sum(map(sum, phases.values())) < protocol["min_seconds"],
+                             knobs["device"]):
         step()
         for name, seconds in phase_seconds(marks.spans(), knobs["accum_steps"]).items():
             phases[name].append(seconds)
@@ -198,12 +197,13 @@ def measure(job: dict, workload: ModuleType) -> dict:
     alike = None if knobs["workers"] else [value - wait for value, wait in zip(values, phases["wait"], strict=True)]
     flops = train_flops(workload, knobs, len(image_set.classes))
     return {
-        "samples": {"unit": "s", "items": knobs["batch"], "values": values, "phases": phases}, "center": "work median + wait mean",
+        "samples": {"unit": "s", "items": job["knobs"]["batch"], "values": values, "phases": phases},
+        "center": "work median + wait mean",
         "cold": {"load_s": load_s, "first_call_s": first_call_s},
         "memory": {"peak_rss_mib": m.peak_rss_mib(), "workers_peak_rss_mib": m.workers_peak_rss_mib(), **m.device_memory()},
         "io": {"bytes_read": m.bytes_read() - disk if disk is not None else None, "wait_share": sum(phases["wait"]) / sum(values)},
         "energy": None if energy is None else {"joules": (m.energy_mj() - energy) / 1e3, "seconds": sum(values)},
-        "actual": {**actual, "data": summary(image_set)}, "disturbance": m.disturbance(mark, alike),
+        "actual": {**actual, "data": summary(image_set)}, "disturbance": distributed.disturbance(mark, alike),
         # Bytes that a step cannot avoid: parameters read forwards and backwards, gradients written and read, momentum and
         # parameters read and written by the optimizer. Activations are left out: what of them leaves the caches is unknown.
         "work": {"flops": flops * knobs["batch"], "bytes": actual["parameters"] * 4 * 8, "dtype": knobs["precision"]},

@@ -1,18 +1,37 @@
 """The loader: one DataLoader built from knobs, and the measurement of it alone."""
 
+import itertools
+
 from hpml.env import HpmlError
 
 
-def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_last: bool = False):
+class Share:
+    """Every size-th index of the order that one process would take, so that batch k of all ranks together is its batch k.
+
+    torch's DistributedSampler has another order for each number of ranks. Indices that do not fill a turn are left out.
+    """
+
+    def __init__(self, order, index: int, size: int) -> None:
+        self.order, self.index, self.size = order, index, size
+
+    def __iter__(self):
+        return itertools.islice(self.order, self.index, len(self) * self.size, self.size)
+
+    def __len__(self) -> int:
+        return len(self.order) // self.size
+
+
+def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_last: bool = False, share: tuple[int, int] = (0, 1)):
     """torch DataLoader over `dataset` with the knobs workers, pin_memory, prefetch, persistent_workers and start_method.
 
-    The order depends on `seed` alone; the augmentation on it and the number of workers (without workers it draws from torch's global
-    generator, which the caller seeds). Raises HpmlError where shared memory cannot hold the batches in flight.
+    `share`: (index, size) of the ranks that divide the data set among them; `batch` is then a rank's. The order depends on `seed`
+    alone; the augmentation on it and the number of workers (without workers it draws from torch's global generator, which the
+    caller seeds). Raises HpmlError where shared memory cannot hold the batches in flight.
     """
     import multiprocessing
 
     import torch
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
     workers = knobs.get("workers", 0)
     if workers:
@@ -22,8 +41,9 @@ def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_l
     extra = {"prefetch_factor": knobs["prefetch"], "persistent_workers": knobs["persistent_workers"],
              "multiprocessing_context": knobs["start_method"]} if workers else {}
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_size=batch, shuffle=shuffle, drop_last=drop_last, num_workers=workers, generator=generator,
-                      pin_memory=knobs.get("pin_memory", False) and torch.cuda.is_available(), **extra)
+    order = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
+    return DataLoader(dataset, batch_size=batch, sampler=Share(order, *share), drop_last=drop_last, num_workers=workers,
+                      generator=generator, pin_memory=knobs.get("pin_memory", False) and torch.cuda.is_available(), **extra)
 
 
 def _check_shared_memory(dataset, batch: int, workers: int, prefetch: int) -> None:
