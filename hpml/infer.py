@@ -65,7 +65,9 @@ def _engine(job: dict, workload: ModuleType, model):
     reason = kind.unavailable(knobs["device"])
     if reason:
         raise Unavailable(reason)
-    options = {"memory_format": knobs["memory_format"]} if kind.WANTS == "module" and "memory_format" in knobs else {}
+    options = {name: knobs[name] for name in kind.OPTIONS if name in knobs}
+    if knobs["engine"] == "compile":
+        options["limit_s"] = job["protocol"].get("compile_limit_s")
     engine = kind(device=knobs["device"], threads=m.set_threads(knobs["threads"]), precision=knobs["precision"], hint=knobs["hint"],
                   **options)
     cold = {}
@@ -74,8 +76,10 @@ def _engine(job: dict, workload: ModuleType, model):
         artefact, made = onnx_file(job, workload, model)
         cold = {"export_s": made.get("export_s"), "bytes": artefact.stat().st_size}
     started = time.perf_counter()
-    engine.load(artefact)
+    engine.load(artefact, *([workload.example_inputs(knobs, knobs["batch"])] if kind.WANTS == "module" else []))
     whole_s = time.perf_counter() - started
+    if getattr(engine, "compile_s", None):
+        cold["compile_s"] = engine.compile_s
     return engine, {**cold, "load_s": getattr(engine, "load_s", whole_s)}  # an ONNX engine's own, without the check of the file
 
 
@@ -114,7 +118,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
     image_set = workload.data(knobs)
     model = _model(job, workload, image_set)
     reference = model
-    if knobs["engine"] == "eager":  # the engine changes its module (precision, memory format); parity needs the original
+    if engines.get(knobs["engine"]).WANTS == "module":  # the engine changes it (precision, memory format); parity needs the original
         reference = _model(job, workload, image_set)
     engine, cold = _engine(job, workload, model)
     batches = _batches(workload, knobs, image_set)

@@ -111,6 +111,8 @@ def _child(job_text: str, answer: str, log: str) -> None:
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     job = json.loads(job_text)
+    if "run_dir" in job:  # Inductor's cache belongs to the run: filled once by what this run has installed, found by its later cases
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(job["run_dir"], "cache", "inductor"))
     fields = {**_measured(job), "began": began}
     partial = Path(answer + ".part")
     partial.write_text(json.dumps(fields, default=float))
@@ -130,7 +132,7 @@ def _end_with_parent() -> None:
 
 def _measured(job: dict) -> dict:
     from hpml import distributed, limits, workloads
-    from hpml.engines import ProviderFallback
+    from hpml.engines import ProviderFallback, TooLong
     from hpml.measure import cpu_mark, disturbance
 
     try:
@@ -147,6 +149,8 @@ def _measured(job: dict) -> dict:
         module, function = MEASURERS["fit" if job["knobs"].get("epochs") else job["case"]["phase"]]
         workload = workloads.get(job["case"]["workload"])
         return {"status": "ok", "reason": None, **getattr(importlib.import_module(module), function)(job, workload)}
+    except TooLong as error:
+        return {"status": "skipped", "reason": str(error)}
     except Unavailable as error:
         return {"status": "unsupported", "reason": str(error)}
     except Exception as error:  # noqa: BLE001 whatever happens in a child is a fact of the case, with its traceback in the log

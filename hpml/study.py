@@ -21,6 +21,7 @@ from hpml.results import Results
 
 TIMEOUT_S = {"smoke": 120, "cpu": 600, "gpu": 600, "full": 7 * 86_400}
 OUT_OF_TIME = "budget"  # how the reason of a record begins that the run's time did not reach
+COMPILE_LIMIT_S = {"smoke": 60, "cpu": 60, "gpu": 600, "full": 3600}  # a longer compilation is given up, and the record says so
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
 MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "infer.py", "loading.py", "launch.py", "export.py", "limits.py",
              "data/*.py", "engines/*.py")
@@ -202,7 +203,8 @@ def _one(plan: _Plan, index: int, number: int, order: list[int], known_limits: d
     folder = env.run_dir(plan.run_id)
     base = plan.cases[0]
     protocol = {**one.protocol, "round": number, "order": order.index(index), "timer": "perf_counter" if one.knobs.get("device") != "cuda"
-                else "cuda events", "isolation": "fresh process", "seed": one.knobs.get("seed", 0) + number}
+                else "cuda events", "isolation": "fresh process", "seed": one.knobs.get("seed", 0) + number,
+                "compile_limit_s": COMPILE_LIMIT_S[one.tier]}
     described = {
         "workload": one.workload, "phase": one.phase, "technique": one.technique, "tier": one.tier, "key": key, "group": plan.group,
         "label": one.label(plan.cases), "order": index, "baseline": plan.keys[0], "arm": one.arm,

@@ -3,9 +3,10 @@
 Every file has one class `Engine`:
 
     WANTS                         "module" (a torch nn.Module) or "onnx" (path of an ONNX file)
+    OPTIONS                       knobs that it takes beyond the four below
     Engine(device=, threads=, precision=, hint=)   threads=0: the engine's own number; Unavailable for what cannot be
     unavailable(device)           why the engine cannot be used, or None; cheap, never initialises CUDA
-    load(artefact)                HpmlError for a damaged file; ProviderFallback
+    load(artefact[, example])     HpmlError for a damaged file; ProviderFallback. A module comes with example input tensors
     run(inputs) -> outputs        tuples of arrays; host copies included
     bind(batches); run_bound(i)   inputs and outputs resident on the device; returns when the device is done
     outputs(i)                    what the last run_bound of that batch left, copied to the host
@@ -32,6 +33,10 @@ INTEGER_OPS = ("QuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "ConvI
 
 class ProviderFallback(HpmlError):
     """The engine took another provider than the one that was asked for; its times would carry the wrong name."""
+
+
+class TooLong(HpmlError):
+    """Compiling was given up at the tier's limit."""
 
 
 def names() -> list[str]:

@@ -15,20 +15,20 @@ DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "flo
 
 
 class Engine:
-    WANTS = "module"
+    NAME, WANTS, OPTIONS = "eager", "module", ("memory_format",)
 
     def __init__(self, *, device: str = "cpu", threads: int = 0, precision: str = "fp32", hint: str = "latency",
                  memory_format: str = "contiguous") -> None:
         """`hint` changes nothing here. `memory_format`: contiguous (NCHW) or channels_last (NHWC), for 4-D inputs."""
-        check_request(engine="eager", device=device, precision=precision, hint=hint)
+        check_request(engine=self.NAME, device=device, precision=precision, hint=hint)
         if memory_format not in ("contiguous", "channels_last"):
-            raise HpmlError(f"eager: memory_format {memory_format!r} is unknown; known: contiguous, channels_last")
+            raise HpmlError(f"{self.NAME}: memory_format {memory_format!r} is unknown; known: contiguous, channels_last")
         if reason := self.unavailable(device):
-            raise Unavailable(f"eager: {reason}")
+            raise Unavailable(f"{self.NAME}: {reason}")
         if precision == "int8":
-            raise Unavailable("eager: a float module has no int8 kernels; quantise it for onnxruntime or openvino")
+            raise Unavailable(f"{self.NAME}: a float module has no int8 kernels; quantise it for onnxruntime or openvino")
         if device == "cpu" and precision in ("fp16", "tf32"):
-            raise Unavailable(f"eager: {precision} is for CUDA; on the CPU use bf16 or fp32")
+            raise Unavailable(f"{self.NAME}: {precision} is for CUDA; on the CPU use bf16 or fp32")
         self.device, self.threads, self.precision, self.memory_format = device, threads, precision, memory_format
         self.module, self.bound, self.results, self.actual = None, [], {}, {}
 
@@ -36,8 +36,10 @@ class Engine:
     def unavailable(device: str = "cpu") -> str | None:
         return env.missing("torch") or (env.no_gpu() if device == "cuda" else None)
 
-    def load(self, artefact) -> None:
+    def load(self, artefact, example: tuple = ()) -> None:
         """Takes the module in eval mode. It is used itself in FP32 contiguous on its own device, else copied first.
+
+        `example`: input tensors of the batch that will be served, for the engines that capture a graph by a call.
 
         Sets the process's thread number and TF32 switches. Weights and float inputs are cast once (no autocast, which
         would cast the weights again in each call).
@@ -45,7 +47,7 @@ class Engine:
         import torch
 
         if not isinstance(artefact, torch.nn.Module):
-            raise HpmlError(f"eager: a torch nn.Module is needed, not {type(artefact).__name__}")
+            raise HpmlError(f"{self.NAME}: a torch nn.Module is needed, not {type(artefact).__name__}")
         if self.threads:
             torch.set_num_threads(self.threads)
         tf32 = self.precision == "tf32"
@@ -57,13 +59,19 @@ class Engine:
         changes = any(tensor.device.type != self.device or (tensor.is_floating_point() and tensor.dtype != self.dtype)
                       for tensor in [*artefact.parameters(), *artefact.buffers()])
         module = copy.deepcopy(artefact) if changes or self.layout else artefact
-        self.module = module.eval().to(self.device, self.dtype, **self.layout)
+        module = module.eval().to(self.device, self.dtype, **self.layout)
+        self.name = type(module).__name__
         self.actual = {
-            "provider": "torch", "device": self.device,
+            "provider": "torch" if self.NAME == "eager" else self.NAME, "device": self.device,
             "threads": torch.get_num_threads(), "precision": self.precision, "hint": None, "streams": 1,
             "cast": None if self.dtype == torch.float32 else f".to({DTYPES[self.precision]})", "tf32": tf32,
             "memory_format": self.memory_format, "cudnn_benchmark": torch.backends.cudnn.benchmark, "ops": None,
         }
+        self.module = self._captured(module, tuple(self._moved(tensor) for tensor in example))
+
+    def _captured(self, module, example: tuple):
+        """What is called instead of the module: here itself."""
+        return module
 
     def run(self, inputs: "tuple[np.ndarray, ...]") -> "tuple[np.ndarray, ...]":
         return _to_host(self._call(self._to_device(inputs)))
@@ -87,13 +95,12 @@ class Engine:
         import torch
 
         if self.module is None:
-            raise HpmlError("eager: load a module first")
-        moved = []
-        for array in inputs:
-            tensor = torch.from_numpy(np.ascontiguousarray(array))
-            dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-            moved.append(tensor.to(self.device, dtype, **(self.layout if tensor.ndim == 4 else {})))
-        return tuple(moved)
+            raise HpmlError(f"{self.NAME}: load a module first")
+        return tuple(self._moved(torch.from_numpy(np.ascontiguousarray(array))) for array in inputs)
+
+    def _moved(self, tensor):
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.device, dtype, **(self.layout if tensor.ndim == 4 else {}))
 
     def _call(self, inputs: tuple):
         import torch
@@ -105,7 +112,7 @@ class Engine:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             given = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in inputs)
-            raise HpmlError(f"eager: {type(self.module).__name__} refused {given}: {one_line(error)}") from error
+            raise HpmlError(f"{self.NAME}: {self.name} refused {given}: {one_line(error)}") from error
 
 
 def _to_host(outputs) -> "tuple[np.ndarray, ...]":

@@ -20,7 +20,7 @@ TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(doubl
 
 
 class Engine:
-    WANTS = "onnx"
+    WANTS, OPTIONS = "onnx", ()
 
     def __init__(self, *, device: str = "cpu", threads: int = 0, precision: str = "fp32",
                  hint: str = "latency") -> None:

@@ -18,7 +18,7 @@ HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 class Engine:
-    WANTS = "onnx"
+    WANTS, OPTIONS = "onnx", ()
 
     def __init__(self, *, device: str = "cpu", threads: int = 0, precision: str = "fp32",
                  hint: str = "latency") -> None:

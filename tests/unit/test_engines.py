@@ -16,6 +16,8 @@ FEATURES, CLASSES = 12, 5
 RNG = np.random.default_rng(0)
 WEIGHT, BIAS = (RNG.standard_normal(shape, dtype=np.float32) for shape in ((FEATURES, CLASSES), (CLASSES,)))
 
+EXAMPLE = (torch.zeros(4, FEATURES),)
+
 
 def module() -> torch.nn.Module:
     linear = torch.nn.Linear(FEATURES, CLASSES)
@@ -43,7 +45,7 @@ def onnx_file(tmp_path_factory):
     return path
 
 
-@pytest.fixture(params=["eager", "onnxruntime", "openvino"])
+@pytest.fixture(params=["eager", "torchscript", "compile", "onnxruntime", "openvino"])
 def name(request):
     if reason := engines.get(request.param).unavailable():
         pytest.skip(reason)
@@ -59,7 +61,7 @@ def graph_engine(request):
 
 def loaded(name, onnx_file, **options):
     engine = engines.get(name)(threads=1, **options)
-    engine.load(module() if engine.WANTS == "module" else onnx_file)
+    engine.load(*((module(), EXAMPLE) if engine.WANTS == "module" else (onnx_file,)))
     return engine
 
 
@@ -78,7 +80,7 @@ def one_line(caught) -> str:
 
 
 def test_names_and_unknown_names():
-    assert {"eager", "onnxruntime", "openvino"} <= set(engines.names())
+    assert {"eager", "torchscript", "compile", "onnxruntime", "openvino"} <= set(engines.names())
     with pytest.raises(HpmlError, match="known: .*onnxruntime"):
         engines.get("onxruntime")
     assert set(engines.availability("cpu")) == set(engines.names())
@@ -198,6 +200,52 @@ def test_eager_flattens_what_modules_return():
     engine.load(Several())
     out, aux = engine.run((np.ones((2, 2), np.float32),))
     assert out[0, 0] == 2 and aux[0, 0] == 2
+
+
+class Branching(torch.nn.Module):
+    """Torch's script compiler has no *args; a trace takes the branch that its example takes."""
+
+    def forward(self, *args):
+        return args[0] + 1 if args[0].sum() > 0 else args[0] - 1
+
+
+def test_torchscript_captures_by_trace_and_by_script(onnx_file, recwarn):
+    for capture in ("trace", "script"):
+        engine = loaded("torchscript", onnx_file, capture=capture)
+        assert engine.actual["capture"] == capture and isinstance(engine.module, torch.jit.ScriptModule)
+        np.testing.assert_allclose(engine.run(batch(3))[0], expected(batch(3)), atol=1e-5)
+    assert not [warning for warning in recwarn if "deprecated" in str(warning.message)]
+    engine = engines.get("torchscript")(capture="script")
+    with pytest.raises(Unavailable, match="torchscript: script refuses Branching: .*args") as caught:
+        engine.load(Branching(), EXAMPLE)
+    one_line(caught)
+    with pytest.raises(HpmlError, match="known: trace, script"):
+        engines.get("torchscript")(capture="export")
+
+
+def test_compile_says_its_shapes_and_whether_it_compiled(onnx_file):
+    if reason := engines.get("compile").unavailable():
+        pytest.skip(reason)
+    engine = loaded("compile", onnx_file)
+    assert engine.actual["shapes"] == "static, batch 4" and engine.actual["graph_breaks"] == 0
+    assert (engine.compile_s is not None) == (engine.actual["compiled"] == "here")
+    frames = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for size in (1, 4, 9):
+        np.testing.assert_allclose(engine.run(batch(size))[0], expected(batch(size)), atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == frames, "other batch sizes are not compiled"
+
+
+def test_compiling_is_given_up_at_the_limit():
+    from hpml.engines.compile import compile_limit
+
+    with pytest.raises(engines.TooLong, match="compiling took more than 0 s at this tier"), compile_limit(0.05):
+        try:
+            while True:
+                pass
+        except TimeoutError as error:  # a compiler wraps what comes up in its middle
+            raise RuntimeError("compiler error") from error
+    with compile_limit(None), pytest.raises(ValueError), compile_limit(60):
+        raise ValueError
 
 
 @pytest.mark.parametrize("precision", ["fp16", "tf32", "int8"])
