@@ -1,6 +1,7 @@
 """What the server of measured children imports once, so that each fresh process starts in milliseconds."""
 
 import contextlib
+import threading
 import warnings
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)  # of libraries among themselves; our own calls are tested for them
@@ -8,3 +9,8 @@ with contextlib.suppress(ImportError):
     import numpy  # noqa: F401
     import torch  # noqa: F401
     import torchvision  # noqa: F401
+with contextlib.suppress(ImportError):
+    import tqdm
+
+    # Its own lock is a named semaphore, which a child that ends without clean-up leaves behind with a warning; torch.compile makes one.
+    tqdm.tqdm.set_lock(threading.RLock())

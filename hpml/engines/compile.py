@@ -105,7 +105,7 @@ def compile_limit(seconds: float | None) -> Iterator[None]:
         yield
     except BaseException as error:
         if fired:
-            raise TooLong(f"compiling took more than {seconds:.0f} s at this tier") from error
+            raise TooLong(f"compiling took more than {seconds:g} s at this tier") from error
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

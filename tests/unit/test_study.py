@@ -190,6 +190,21 @@ def test_fit_keeps_weights_that_inference_uses():
     assert vouched[1].quality_value == pytest.approx(record.quality["value"], abs=0.01)
 
 
+def test_torchscript_and_compile_in_a_study(monkeypatch):
+    """Parity with eager FP32; a compilation that takes too long is a record without a figure."""
+    base = hpml.case(TINY, phase="infer", batch=3)
+    monkeypatch.setitem(study.COMPILE_LIMIT_S, "smoke", 0.2)
+    limited = hpml.run(base.but(engine="compile")).records[0]
+    assert limited.status == "skipped" and limited.reason == "compiling took more than 0.2 s at this tier" and limited.samples is None
+    monkeypatch.undo()
+    cases = [*base.but(engine="torchscript").sweep(capture=["trace", "script"]), base.but(engine="compile")]
+    traced, scripted, compiled = sorted(hpml.run(cases, fresh=True).records, key=lambda r: r.case["order"])
+    assert [r.status for r in (traced, scripted, compiled)] == ["ok"] * 3 and all(r.parity["passed"] for r in (traced, scripted, compiled))
+    assert (traced.actual["capture"], scripted.actual["capture"]) == ("trace", "script")
+    assert compiled.actual["shapes"] == "static, batch 3" and compiled.cold["compile_s"] > 0
+    assert list((env.run_dir(compiled.run_id) / "cache" / "inductor").iterdir())
+
+
 def test_another_models_weights_are_refused_with_their_name():
     from safetensors.torch import save_file
     from torch import zeros
