@@ -230,16 +230,19 @@ def data_fetch(name: str) -> None:
 
 
 @data_app.command("check")
-def data_check(name: str) -> None:
-    """Say what is wrong with a data set on this machine."""
+def data_check(
+    name: str,
+    fix: Annotated[bool, typer.Option("--fix", help="move bad files aside (into set_aside); nothing is deleted")] = False,
+) -> None:
+    """Say what is wrong with a data set on this machine: file and reason."""
     from hpml.data import fetch
 
-    wrong = fetch.check(name)
+    wrong = fetch.check(name, fix=fix)
     for line in wrong:
         print(line)
     if wrong:
         raise typer.Exit(1)
-    print(f"{name}: complete")
+    print(f"{name}: nothing wrong")
 
 
 @app.command()

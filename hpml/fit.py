@@ -84,8 +84,9 @@ def fit(job: dict, workload: ModuleType) -> dict:
 def quality(scores: dict, workload: ModuleType) -> dict:
     """The record's quality from a workload's evaluation. At chance or at 100 % it informs about nothing and gates nothing."""
     margin = workload.MARGIN
+    details = {"details": scores["details"]} if scores.get("details") else {}  # other figures of the same evaluation, by name
     return {"metric": scores["metric"], "value": scores["value"], "n": scores["n"], "chance": scores["chance"], "margin": margin,
-            "informative": scores["chance"] + 5 * margin < scores["value"] < 0.999}
+            "informative": scores["chance"] + 5 * margin < scores["value"] < 0.999, **details}
 
 
 def predictor(model, knobs: dict):

@@ -220,13 +220,15 @@ def planted_slowdown(knobs: dict, marks: m.Marks) -> None:
         marks.mark()
 
 
-def train_flops(workload: ModuleType, knobs: dict, classes: int) -> float:
-    """Floating-point operations of forward and backward for one sample, counted by torch on meta tensors (2 per multiply-add)."""
+def train_flops(workload: ModuleType, knobs: dict, classes: int, *, training: bool = True) -> float:
+    """Floating-point operations of forward and backward for one sample, counted by torch on meta tensors (2 per multiply-add).
+
+    `training=False`: of the graph that inference runs, which may lack a head that only training has."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        model = workload.model(knobs, classes)
+        model = workload.model(knobs, classes).train(training)
         inputs = tuple(torch.empty_like(x, device="meta") for x in workload.example_inputs(knobs, 2))
     with FlopCounterMode(display=False) as counter:
         outputs = model(*inputs)

@@ -45,9 +45,16 @@ def fetch(name: str, *, into: Path | None = None, progress: Callable[[str], None
     is always whole.
     """
     entry = _entry(name, entries)
-    if not entry["urls"]:
+    files = entry.get("files") or [entry]  # a set of several archives lists them
+    if not files[0]["urls"]:
         raise HpmlError(f"{name}: nothing to fetch: {entry['how']}")
     folder = Path(into) if into else data_dir() / name
+    there = [_fetched(name, {**entry, **file}, folder, progress) for file in files]
+    return there[0] if len(there) == 1 else folder
+
+
+def _fetched(name: str, entry: dict, folder: Path, progress: Callable[[str], None]) -> Path:
+    """One file of a data set in `folder`, whole and right, unpacked where the manifest says so."""
     target = folder / entry["file"]
     unpacked = folder / entry["unpack"] if entry.get("unpack") else None
     part = target.with_name(target.name + ".part")
@@ -78,14 +85,25 @@ def fetch(name: str, *, into: Path | None = None, progress: Callable[[str], None
         raise HpmlError(f"{name}: cannot write {error.filename or folder}: {error.strerror or error}") from None
 
 
-def check(name: str, *, entries: dict[str, dict] | None = None) -> list[str]:
-    """What is wrong with data set `name` on this machine, one line each; empty when it is there and right."""
+def check(name: str, *, fix: bool = False, entries: dict[str, dict] | None = None) -> list[str]:
+    """What is wrong with data set `name` on this machine, one line each; empty when it is there and right.
+
+    `fix` moves bad files aside where the set is one of single files (its module has `check`); nothing is deleted. Raises HpmlError
+    where there is nothing of the kind to move.
+    """
     entry = _entry(name, entries)
     module = _module(entry)
     found = _found(entry, module)
     generated = module is not None and not hasattr(module, "find")
     if found is None and not generated:
         return [f"{name} is not on this machine: {entry['how']}"]
+    if hasattr(module, "check"):
+        try:
+            return module.check(name, found, fix=fix)
+        except HpmlError as error:
+            return [str(error)]
+    if fix:
+        raise HpmlError(f"{name}: --fix moves bad files aside; this set has no single files to move, fetch it again instead")
     if hasattr(module, "problems"):
         return module.problems(name, found)
     if module is None:

@@ -158,24 +158,29 @@ def subset(image_set: ImageSet, n_train: int, n_test: int, seed: int) -> ImageSe
 
     Classes take turns: every prefix is balanced too, and a smaller subset of one seed is the start of a larger one.
     """
-    import numpy as np
-
     def part(images: np.ndarray, labels: np.ndarray, n: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
         if n <= 0 or n >= len(labels):
             return images, labels
-        rng = np.random.default_rng([seed, stream])
-        labels = np.asarray(labels)
-        members = [rng.permutation(np.flatnonzero(labels == c)) for c in range(len(image_set.classes))]
-        turn = rng.permutation(len(members))
-        order = np.lexsort((np.concatenate([np.full(len(m), t) for m, t in zip(members, turn, strict=True)]),
-                            np.concatenate([np.arange(len(m)) for m in members])))
-        chosen = np.concatenate(members)[order][:n]
+        chosen = balanced(labels, len(image_set.classes), n, seed, stream)
         return images[chosen], labels[chosen]
 
     train_images, train_labels = part(image_set.train_images, image_set.train_labels, n_train, 0)
     test_images, test_labels = part(image_set.test_images, image_set.test_labels, n_test, 1)
     return replace(image_set, train_images=train_images, train_labels=train_labels,
                    test_images=test_images, test_labels=test_labels)
+
+
+def balanced(groups: np.ndarray, n_groups: int, n: int, seed: int, stream: int) -> np.ndarray:
+    """Indices of `n` samples in which the groups (0 to n_groups - 1, one a sample) take turns; shuffled within each by the seed."""
+    import numpy as np
+
+    rng = np.random.default_rng([seed, stream])
+    groups = np.asarray(groups)
+    members = [rng.permutation(np.flatnonzero(groups == g)) for g in range(n_groups)]
+    turn = rng.permutation(len(members))
+    order = np.lexsort((np.concatenate([np.full(len(m), t) for m, t in zip(members, turn, strict=True)]),
+                        np.concatenate([np.arange(len(m)) for m in members])))
+    return np.concatenate(members)[order][:n]
 
 
 def mean_std(images: np.ndarray, limit: int = 5000) -> tuple[tuple[float, ...], tuple[float, ...]]:

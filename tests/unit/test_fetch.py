@@ -243,11 +243,12 @@ def test_check_and_status_of_a_fetched_set(server, entries, tmp_path, monkeypatc
 
 
 def test_the_real_manifest_is_complete_and_agrees_with_the_readers(tmp_path, monkeypatch):
-    from hpml.data import cifar
+    from hpml.data import cifar, pets
 
     monkeypatch.setenv("HPML_DATA", str(tmp_path))
     entries = manifest()
-    assert set(entries) == {"cifar10", "cifar100", "digits", "standin"}
+    assert {"cifar10", "cifar100", "digits", "standin", "pets"} <= set(entries)
+    assert {file["file"]: file["md5"] for file in entries["pets"]["files"]} == pets.ARCHIVES
     for name, files in cifar.SETS.items():
         assert (entries[name]["file"], entries[name]["md5"]) == (files.archive, files.archive_md5)
         assert check(name) == [f"{name} is not on this machine: hpml data fetch {name}"]
@@ -255,10 +256,22 @@ def test_the_real_manifest_is_complete_and_agrees_with_the_readers(tmp_path, mon
     assert rows["cifar10"]["found"] is None and all(row["licence"] and row["how"] for row in rows.values())
 
 
+def test_a_set_of_several_files_is_fetched_whole_and_not_twice(server, entries, tmp_path):
+    toy = entries["toy"]
+    facts = {key: toy[key] for key in ("urls", "size_bytes", "md5")}
+    shared = {key: toy[key] for key in ("name", "title", "licence", "how")}
+    two = {"toy": {**shared, "files": [{"file": "a.bin", **facts}, {"file": "b.bin", **facts}]}}
+    assert fetch("toy", into=tmp_path / "new", entries=two, progress=quiet) == tmp_path / "new"
+    assert names(tmp_path / "new") == ["a.bin", "b.bin"] and len(server.ranges) == 2
+    (tmp_path / "new" / "b.bin").unlink()
+    fetch("toy", into=tmp_path / "new", entries=two, progress=quiet)
+    assert names(tmp_path / "new") == ["a.bin", "b.bin"] and len(server.ranges) == 3
+
+
 def test_what_needs_no_fetching_and_what_is_unknown_say_so(tmp_path):
     with pytest.raises(HpmlError, match="comes with scikit-learn"):
         fetch("digits", into=tmp_path)
-    with pytest.raises(HpmlError, match="'cifra10' is unknown; known: cifar10, cifar100, digits, standin"):
+    with pytest.raises(HpmlError, match="'cifra10' is unknown; known: cifar10, cifar100, digits, "):
         fetch("cifra10", into=tmp_path)
 
 
