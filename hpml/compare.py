@@ -16,6 +16,7 @@ CONFIDENCE = 0.95
 EARLY_CONFIDENCE = 0.99
 TOO_NOISY = 0.05
 NOISE = "noise_floor"  # the technique of A/A records
+NOT_COMPARED = ("limit", "profile")  # phases whose records stand for themselves
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def rows(records: Sequence[Record], noise: Sequence[Record] | None = None) -> li
     noise = records if noise is None else noise
     groups: dict[str, dict[str, list[Record]]] = {}
     for record in records:
-        if record.case["phase"] != "limit" and record.case["technique"] != NOISE and not is_quality_run(record):
+        if record.case["phase"] not in NOT_COMPARED and record.case["technique"] != NOISE and not is_quality_run(record):
             groups.setdefault(record.case["group"], {}).setdefault(record.case["key"], []).append(record)
     found = []
     for cases in groups.values():

@@ -60,20 +60,25 @@ def steady(step: Callable[[int], object], *, clock: Callable[[], float], warmup:
 
 def peak_rss_mib() -> float | None:
     """Highest resident memory of this process so far."""
-    return _high_water_mib(os.getpid())
+    return _status_mib(os.getpid(), "VmHWM")
+
+
+def rss_mib() -> float | None:
+    """Resident memory of this process now."""
+    return _status_mib(os.getpid(), "VmRSS")
 
 
 def workers_peak_rss_mib() -> float | None:
     """Sum of the highest resident memory of this process's living children (loader workers), None without any."""
     import psutil
 
-    peaks = [_high_water_mib(child.pid) for child in psutil.Process().children(recursive=True)]
+    peaks = [_status_mib(child.pid, "VmHWM") for child in psutil.Process().children(recursive=True)]
     return sum(p for p in peaks if p) or None
 
 
-def _high_water_mib(pid: int) -> float | None:
+def _status_mib(pid: int, field: str) -> float | None:
     try:
-        line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(field))
     except (OSError, StopIteration):
         return None
     return int(line.split()[1]) / 1024

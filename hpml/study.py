@@ -23,8 +23,8 @@ TIMEOUT_S = {"smoke": 120, "cpu": 600, "gpu": 600, "full": 7 * 86_400}
 OUT_OF_TIME = "budget"  # how the reason of a record begins that the run's time did not reach
 COMPILE_LIMIT_S = {"smoke": 60, "cpu": 60, "gpu": 600, "full": 3600}  # a longer compilation is given up, and the record says so
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
-MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "infer.py", "loading.py", "launch.py", "export.py", "limits.py",
-             "data/*.py", "engines/*.py")
+MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "infer.py", "loading.py", "profiling.py", "launch.py", "export.py",
+             "limits.py", "data/*.py", "engines/*.py")
 
 
 def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None = None, run_id: str | None = None) -> Results:

@@ -146,6 +146,8 @@ def prepare(job: dict, workload: ModuleType):
     knobs = distributed.own(job["knobs"])
     if knobs["batch"] % knobs["accum_steps"]:
         raise HpmlError(f"batch={knobs['batch']} cannot be split into accum_steps={knobs['accum_steps']} equal micro-batches")
+    if knobs["non_blocking"] and knobs["device"] == "cpu":
+        raise Unavailable("non_blocking: no GPU in this case, so nothing is copied that could be waited for")
     if knobs["precision"] == "fp16" and knobs["device"] == "cpu":
         raise Unavailable("FP16 training on a CPU: no fast FP16 arithmetic here")
     if knobs["script"] == "compile" and missing_package("triton") and knobs["device"] == "cuda":
@@ -174,6 +176,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
         raise HpmlError(f"train_samples={len(dataset)} is less than one batch of {micro * here.size}")
     stream = endless(batches)
     marks = m.Marks(knobs["device"])
+    before_mib = m.rss_mib()
 
     def step() -> None:
         marks.points.clear()
@@ -200,7 +203,9 @@ def measure(job: dict, workload: ModuleType) -> dict:
         "samples": {"unit": "s", "items": job["knobs"]["batch"], "values": values, "phases": phases},
         "center": "work median + wait mean",
         "cold": {"load_s": load_s, "first_call_s": first_call_s},
-        "memory": {"peak_rss_mib": m.peak_rss_mib(), "workers_peak_rss_mib": m.workers_peak_rss_mib(), **m.device_memory()},
+        # What the steps added to the model, the data and the libraries: gradients, the optimizer's state, activations.
+        "memory": {"peak_rss_mib": m.peak_rss_mib(), "steps_mib": before_mib and m.peak_rss_mib() - before_mib,
+                   "workers_peak_rss_mib": m.workers_peak_rss_mib(), **m.device_memory()},
         "io": {"bytes_read": m.bytes_read() - disk if disk is not None else None, "wait_share": sum(phases["wait"]) / sum(values)},
         "energy": None if energy is None else {"joules": (m.energy_mj() - energy) / 1e3, "seconds": sum(values)},
         "actual": {**actual, "data": summary(image_set)}, "disturbance": distributed.disturbance(mark, alike),
@@ -221,9 +226,14 @@ def planted_slowdown(knobs: dict, marks: m.Marks) -> None:
 
 
 def train_flops(workload: ModuleType, knobs: dict, classes: int, *, training: bool = True) -> float:
-    """Floating-point operations of forward and backward for one sample, counted by torch on meta tensors (2 per multiply-add).
+    """Floating-point operations of forward and backward for one sample (2 per multiply-add).
 
     `training=False`: of the graph that inference runs, which may lack a head that only training has."""
+    return sum(counted_flops(workload, knobs, classes, training=training).values())
+
+
+def counted_flops(workload: ModuleType, knobs: dict, classes: int, *, training: bool = True) -> dict[str, float]:
+    """The operations of forward and backward for one sample by operator, counted by torch on meta tensors."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -233,4 +243,4 @@ def train_flops(workload: ModuleType, knobs: dict, classes: int, *, training: bo
     with FlopCounterMode(display=False) as counter:
         outputs = model(*inputs)
         outputs.sum().backward()
-    return counter.get_total_flops() / 2
+    return {str(operator).removeprefix("aten."): count / 2 for operator, count in counter.get_flop_counts()["Global"].items()}

@@ -2,7 +2,7 @@
 
 import itertools
 
-from hpml.env import HpmlError
+from hpml.env import HpmlError, Unavailable
 
 
 class Share:
@@ -26,13 +26,16 @@ def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_l
 
     `share`: (index, size) of the ranks that divide the data set among them; `batch` is then a rank's. The order depends on `seed`
     alone; the augmentation on it and the number of workers (without workers it draws from torch's global generator, which the
-    caller seeds). Raises HpmlError where shared memory cannot hold the batches in flight.
+    caller seeds). Raises HpmlError where shared memory cannot hold the batches in flight, Unavailable for pinned
+    memory without a GPU.
     """
     import multiprocessing
 
     import torch
     from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
+    if knobs.get("pin_memory") and knobs["device"] == "cpu":
+        raise Unavailable("pin_memory: no GPU in this case, so nothing is copied that page-locked memory could speed up")
     workers = knobs.get("workers", 0)
     if workers:
         _check_shared_memory(dataset, batch, workers, knobs["prefetch"])
@@ -43,7 +46,7 @@ def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_l
     generator = torch.Generator().manual_seed(seed)
     order = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
     return DataLoader(dataset, batch_size=batch, sampler=Share(order, *share), drop_last=drop_last, num_workers=workers,
-                      generator=generator, pin_memory=knobs.get("pin_memory", False) and torch.cuda.is_available(), **extra)
+                      generator=generator, pin_memory=knobs.get("pin_memory", False), **extra)
 
 
 def _check_shared_memory(dataset, batch: int, workers: int, prefetch: int) -> None:

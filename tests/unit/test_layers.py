@@ -10,7 +10,7 @@ LAYERS = [
     {"data", "measure", "limits", "plot", "plot_look", "plot_machine", "plot_summary", "plot_tradeoff",
      "plot_training", "tables", "tables_runs"},
     {"workloads", "engines", "export"},
-    {"train", "distributed", "fit", "infer", "loading"},
+    {"train", "distributed", "fit", "infer", "loading", "profiling"},
     {"launch", "cases", "study", "results"},
     {"cli", "runner", "notebooks", "reference", "report", "report_notebook", "report_results"},
 ]

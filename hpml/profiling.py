@@ -1,0 +1,90 @@
+"""Where a training step spends its time: phases without a profiler, functions by cProfile, operators by torch.profiler."""
+
+import cProfile
+import pstats
+from pathlib import Path
+from types import ModuleType
+
+from hpml import measure as m
+from hpml.data.loader import endless, loader
+from hpml.train import PHASES, counted_flops, phase_seconds, prepare, train_step
+
+SHOWN = 15  # lines of a table
+TRACED_STEPS = 2  # a trace grows by megabytes a step
+
+
+def measure(job: dict, workload: ModuleType) -> dict:
+    """Some training steps in a fresh process, plain and then under each profiler. Returns the record's fields.
+
+    The plain steps are the sample. `actual` holds "functions" (cProfile), "operators" (torch.profiler), "flops" by operator for one
+    sample, "trace" (a Chrome trace in the run's folder) and "overhead" (a profiled step over a plain one: its times are no figures).
+    """
+    from hpml.data import summary
+
+    knobs, protocol = job["knobs"], job["protocol"]
+    image_set, dataset, (model, optimizer, scaler, actual), load_s = prepare(job, workload)
+    micro = knobs["batch"] // knobs["accum_steps"]
+    stream = endless(loader(dataset, knobs, batch=micro, shuffle=True, seed=protocol["seed"], drop_last=True))
+    marks = m.Marks(knobs["device"])
+
+    def steps(count: int) -> tuple[list[float], dict[str, list[float]]]:
+        phases: dict[str, list[float]] = {name: [] for name in PHASES}
+        for _ in range(count):
+            marks.points.clear()
+            train_step(model, stream, knobs, workload=workload, optimizer=optimizer, scaler=scaler, marks=marks)
+            for name, seconds in phase_seconds(marks.spans(), knobs["accum_steps"]).items():
+                phases[name].append(seconds)
+        return [sum(parts) for parts in zip(*phases.values(), strict=True)], phases
+
+    steps(protocol["warmup"])
+    disk, mark, count = m.bytes_read(), m.cpu_mark(), protocol["min_iters"]
+    plain, phases = steps(count)
+    disturbed = m.disturbance(mark)
+    read = m.bytes_read() - disk if disk is not None else None
+    memory = {"peak_rss_mib": m.peak_rss_mib(), "workers_peak_rss_mib": m.workers_peak_rss_mib(), **m.device_memory()}
+    profile = cProfile.Profile()
+    profile.enable()
+    by_cprofile, _ = steps(count)
+    profile.disable()
+    trace = Path(job["run_dir"]) / "profiles" / f"{job['case']['key']}-r{protocol['round']}.trace.json.gz"
+    operators, by_torch = _operators(lambda: steps(TRACED_STEPS)[0], knobs["device"], trace)
+    usual = sum(plain) / len(plain)
+    return {
+        "samples": {"unit": "s", "items": knobs["batch"], "values": plain, "phases": phases}, "center": "work median + wait mean",
+        "cold": {"load_s": load_s}, "memory": memory, "io": {"bytes_read": read, "wait_share": sum(phases["wait"]) / sum(plain)},
+        "actual": {**actual, "data": summary(image_set), "functions": _functions(profile, count), "operators": operators,
+                   "flops": counted_flops(workload, knobs, len(image_set.classes)), "trace": f"profiles/{trace.name}",
+                   "overhead": {"cProfile": sum(by_cprofile) / count / usual, "torch.profiler": sum(by_torch) / TRACED_STEPS / usual}},
+        "disturbance": disturbed,
+    }
+
+
+def _functions(profile: cProfile.Profile, steps: int) -> list[dict]:
+    """The functions with the most time of their own, in seconds a step."""
+    found = pstats.Stats(profile).stats.items()
+    rows = [{"function": _short(file, name), "calls": calls / steps, "own_s": own / steps, "total_s": total / steps}
+            for (file, _, name), (_, calls, own, total, _) in found]
+    return sorted(rows, key=lambda row: -row["own_s"])[:SHOWN]
+
+
+def _short(file: str, name: str) -> str:
+    """torch/nn/functional.py:conv2d; what is written in C has no file, and the address of an object says nothing."""
+    if file == "~":
+        return name.strip("<>").removeprefix("built-in method ").split(" at 0x")[0]
+    return "/".join(Path(file).parts[-3:]) + f":{name}"
+
+
+def _operators(run, device: str, trace: Path) -> tuple[list[dict], list[float]]:
+    """(operators with the most time of their own, in seconds a step, the seconds of the steps); writes the trace."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as torch_profile
+
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    with torch_profile(activities=kinds) as profiled:
+        values = run()
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    profiled.export_chrome_trace(str(trace))
+    rows = [{"operator": one.key, "calls": one.count / TRACED_STEPS, "own_s": one.self_cpu_time_total / 1e6 / TRACED_STEPS,
+             "own_device_s": one.self_device_time_total / 1e6 / TRACED_STEPS if device == "cuda" else None}
+            for one in profiled.key_averages()]
+    return sorted(rows, key=lambda row: -(row["own_device_s"] or row["own_s"]))[:SHOWN], values
