@@ -5,6 +5,7 @@ as in the direct algorithm (2 per multiply-add), so a library that uses Winograd
 peak on the convolution.
 """
 
+import functools
 import os
 import sys
 import tempfile
@@ -102,6 +103,13 @@ def import_openvino():
     import openvino
 
     return openvino
+
+
+@functools.cache
+def openvino_core():
+    """The one Core of this process. With two, the CPU plugin of the earlier unmaps the signal stack that the later gives back when
+    it goes, and the next signal (a child's end) kills the process."""
+    return import_openvino().Core()
 
 
 def arithmetic_graph(*, kind: str, dtype: str, size: int | tuple[int, int, int]):
@@ -257,7 +265,7 @@ def _openvino(*, kind: str, dtype: str, device: str, threads: int, size) -> tupl
     if device != "cpu":
         raise Unavailable("OpenVINO has no CUDA device")
     openvino = import_openvino()
-    core, hint = openvino.Core(), "bf16" if dtype == "bf16" else "f32"
+    core, hint = openvino_core(), "bf16" if dtype == "bf16" else "f32"
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hpml import env
 from hpml.engines import check_inputs, check_request, graph_precision, one_line
 from hpml.env import HpmlError, Unavailable
-from hpml.limits import import_openvino
+from hpml.limits import import_openvino, openvino_core
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,7 @@ class Engine:
             config["INFERENCE_NUM_THREADS"] = self.threads
         start = time.perf_counter()
         try:
-            core = openvino.Core()
+            core = openvino_core()
             compiled = core.compile_model(core.read_model(path), "CPU", config)
         except Exception as error:
             raise HpmlError(f"{path}: OpenVINO cannot load it: {one_line(error)}") from error

@@ -333,6 +333,21 @@ def test_asking_imports_nothing_heavy_and_leaves_cuda_alone():
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
+def test_openvino_survives_the_end_of_a_child(onnx_file):
+    """Two engines, the earlier one released, then a child ends: with a Core each, its signal kills the process."""
+    if reason := engines.get("openvino").unavailable():
+        pytest.skip(reason)
+    code = ("import gc, signal, subprocess, sys; from hpml import engines\n"
+            "signal.signal(signal.SIGCHLD, lambda *_: None)\n"
+            "pair = [engines.get('openvino')(threads=1) for _ in range(2)]\n"
+            "for engine in pair: engine.load(sys.argv[1])\n"
+            "while pair:\n"
+            "    engine = pair.pop(0); del engine; gc.collect()\n"
+            "    subprocess.run(['true'])\n")
+    done = subprocess.run([sys.executable, "-c", code, str(onnx_file)], capture_output=True, text=True, cwd=env.root())
+    assert done.returncode == 0, f"ended with code {done.returncode}: {done.stderr}"
+
+
 def test_openvino_is_imported_without_its_telemetry(tmp_path):
     if reason := engines.get("openvino").unavailable():
         pytest.skip(reason)
