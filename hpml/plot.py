@@ -23,7 +23,8 @@ from hpml.plot_look import (
     styled,
 )
 from hpml.plot_machine import limits, noise, warmup_curve
-from hpml.plot_summary import ladder, worth
+from hpml.plot_stack import ladder
+from hpml.plot_summary import worth
 from hpml.plot_tradeoff import latency, speed_quality
 from hpml.plot_training import confusion, curves, phases, pictures
 

@@ -1,20 +1,16 @@
-"""Charts over many comparisons: what is worth it, and the ladder."""
+"""The chart over many comparisons: what is worth it."""
 
 import textwrap
 from collections.abc import Sequence
 
 from hpml import tables
-from hpml.compare import Row, percent
+from hpml.compare import Row
 from hpml.plot_look import (
     GLYPHS,
-    INK,
-    LANE_IN,
     MARKS,
     SOFT,
     clean,
     clean_lines,
-    colour,
-    engine,
     figure_of,
     finish,
     headed,
@@ -128,55 +124,3 @@ def _worth_cell(axes, y: int, x: int, row: Row) -> None:
             fontsize=8.5,
             weight="bold" if row.verdict == "faster" and row.quality == "kept" else "normal",
         )
-
-
-@styled
-def ladder(rows: Sequence[Row]):
-    """The ladder: samples/s of each step, in the given order, with intervals; the limit of each step as a mark. Returns the Axes.
-
-    Rows are one group: the baseline, then stacks that each add one thing to the step before.
-    """
-    rows = list(rows)
-    figure, grid = figure_of(1.4 + LANE_IN * max(len(rows), 1))
-    axes = grid[0, 0]
-    before: tuple[str, ...] = ()
-    rates = [row.per_s for row in rows if row.per_s]
-    top = max((row.per_s * (row.high / row.ratio if row.high else 1) for row in rows if row.per_s), default=1.0)
-    across = axes.get_yaxis_transform()
-    for y, row in enumerate(rows):
-        added = [item for item in row.differs_in if item not in before]
-        step = "+ " + tables.settings(row, added) if added and not row.is_baseline else row.label
-        before = row.differs_in
-        if row.per_s:
-            axes.barh([y + 0.16], [row.per_s], height=0.3, color=colour(engine(row.knobs)))
-            if row.low is not None:
-                error = [[row.per_s * (1 - row.low / row.ratio)], [row.per_s * (row.high / row.ratio - 1)]]
-                axes.errorbar([row.per_s], [y + 0.16], xerr=error, color=INK, capsize=3, linewidth=1.2)
-            limit = row.limit_percent and row.per_s * 100 / row.limit_percent
-            if limit and limit <= 2 * top:
-                axes.plot([limit, limit], [y - 0.05, y + 0.4], color="#AA0000", linewidth=2, label="limit")
-        else:
-            axes.barh([y + 0.16], [top], height=0.3, facecolor="white", edgecolor="none", hatch="////")
-        percents = f"   {tables.figure(row.limit_percent)} % of limit" if row.limit_percent else ""
-        text = f"{tables.figure(row.per_s, 'samples/s')}   {tables.ratio(row.ratio)}{percents}" if row.per_s else "not measured here"
-        axes.text(0, y - 0.2, clean(step, 50), transform=across, va="center")
-        axes.text(1, y - 0.2, text, transform=across, va="center", ha="right", fontsize=8.5)
-    axes.set_ylim(max(len(rows), 1) - 0.45, -0.62)
-    axes.set_xlim(0, None)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("samples/s")
-    last = next((row for row in reversed(rows) if row.ratio), None)
-    where = f"{tables.title(rows[0].workload)} {tables.PHASES.get(rows[0].phase, '')}" if rows else "Ladder"
-    claim = f"{where}: the whole stack gives {tables.ratio(last.ratio)}" if last else f"{where}: no step measured beside its baseline"
-    if rates and last and last.floor is not None:
-        claim += f" ({last.verdict})" if last.verdict != "faster" else f", beyond the noise floor of {percent(last.floor)}"
-    alt = f"Bar chart of samples/s by step. {claim}. " + "; ".join(
-        f"{r.label}: {tables.figure(r.per_s, 'samples/s') or 'not measured'}" for r in rows
-    )
-    return finish(
-        axes,
-        clean_lines(headed(claim, rows)),
-        f"Line: 95 % interval of the ratio; red mark: the measured limit. {provenance(rows)}.",
-        alt,
-    )

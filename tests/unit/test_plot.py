@@ -142,7 +142,7 @@ def test_foreign_text_is_text():
 
 @pytest.mark.parametrize(
     "function",
-    [plot.comparison, plot.worth, plot.ladder, plot.phases, plot.curves, plot.speed_quality, plot.latency, plot.limits, plot.noise],
+    [plot.comparison, plot.worth, plot.phases, plot.curves, plot.speed_quality, plot.latency, plot.limits, plot.noise],
 )
 def test_charts_of_nothing_say_so(function):
     axes = function([])
@@ -169,22 +169,6 @@ def test_worth_holds_six_workloads(rows):
     cells = [t for t in axes.texts if "x" in t.get_text()]
     width = axes.get_window_extent().width / 6
     assert len(cells) == 6 and all(t.get_window_extent().width < width for t in cells)
-
-
-def test_ladder_shows_steps_and_limit():
-    steps = [({}, 50), ({"workers": 2}, 55), ({"workers": 2, "precision": "bf16"}, 77)]
-    climbed = compare.rows(
-        noise()
-        + [
-            make(changes=c, varying=tuple(c), group="l", number=n, order=o, per_s=rate, limit=60.0)
-            for n in range(4)
-            for o, (c, rate) in enumerate(steps)
-        ]
-    )
-    axes = plot.ladder(climbed)
-    shown = texts(axes)
-    assert "+ workers=2" in shown and "+ precision=bf16" in shown and "the whole stack gives 1.54x" in shown
-    assert [line.get_label() for line in axes.lines].count("limit") >= 2
 
 
 def test_phases_are_mean_milliseconds(rows):
