@@ -57,12 +57,13 @@ def read(rows: Sequence[Row], records: Iterable[Record]) -> list[Ladder]:
     """The ladders among `rows` (comparisons in which at least two steps stand on each other), with their paired ratios from `records`."""
     records = list(records)
     found = []
-    for group in dict.fromkeys(row.group for row in rows):
-        own = [row for row in rows if row.group == group]
+    for machine, group in dict.fromkeys((row.machine, row.group) for row in rows):
+        own = [row for row in rows if (row.machine, row.group) == (machine, group)]
         base = next((row for row in own if row.is_baseline), None)
         rungs = _rungs(own)
         if base is not None and len(rungs) > 1:
-            found.append(_ladder(base, rungs, own, _rates([r for r in records if r.case["group"] == group])))
+            found.append(_ladder(base, rungs, own, _rates(
+                [r for r in records if r.case["group"] == group and r.machine.get("id") == machine])))
     return found
 
 

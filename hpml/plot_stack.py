@@ -86,7 +86,8 @@ def claim_of(found: Ladder) -> str:
         return f"{where}: {sum(bool(step.row.per_s) for step in found.steps)} of {len(found.steps)} steps ran"
     if full.ratio is None:
         return f"{where}: the whole stack was not measured here"
-    words = {"faster": ", more than the product", "slower": ", less than the product", "no difference": ", as the product says"}
-    beside = f"{words[found.excess_verdict]} of its steps ({tables.ratio(found.product[0])})" if found.excess_verdict in words else ""
+    words = {"faster": "more than", "slower": "less than", "no difference": "like"}
+    word = words.get(found.excess_verdict)
+    beside = f", {word} the product of its steps ({tables.ratio(found.product[0])})" if word else ""
     return f"{where}: the whole stack is {full.verdict if full.verdict in ('faster', 'slower') else 'not shown to be faster'}, " \
            f"{tables.ratio(full.ratio)}{beside}"

@@ -86,10 +86,17 @@ def test_what_is_missing_is_said():
 
 def test_few_rounds_give_no_verdict_and_the_smoke_tier_none_at_all():
     one = read(climbed(rounds=1))
-    assert one.excess_verdict == "too few rounds" and one.product[1] is None and "too few rounds" in ladder.sentences(one)[0]
+    assert one.excess_verdict == "too few rounds" and one.product[1] is None and "no verdict (few rounds" in ladder.sentences(one)[0]
     smoke = read(climbed(rounds=1, tier="smoke"))
     assert ladder.sentences(smoke)[0].startswith("smoke: not a result. ResNet-50 training")
     assert "3 of 3 steps ran" in texts(plot.ladder(smoke))
+
+
+def test_machines_are_kept_apart():
+    here, there = climbed(), climbed(together=0.6, machine={"id": "other"})
+    rows = [*compare.rows(noise() + here), *compare.rows(there)]
+    one, two = ladder.read(rows, here + there)
+    assert (one.excess[0], two.excess[0]) == (pytest.approx(1, rel=0.03), pytest.approx(0.6, rel=0.03))
 
 
 def test_other_comparisons_are_no_ladders():
@@ -101,7 +108,8 @@ def test_other_comparisons_are_no_ladders():
 def test_the_chart_shows_steps_diamonds_limits_and_the_product():
     axes = plot.ladder(read(climbed()))
     shown = texts(axes)
-    for words in ("+ workers=1", "+ precision=bf16", "product of the steps alone", "as the product says", "the whole stack is faster, 1.9"):
+    for words in ("+ workers=1", "+ precision=bf16", "product of the steps alone",
+                  "like the product of its steps", "the whole stack is faster, 1.9"):
         assert words in shown, words
     labels = [line.get_label() for line in axes.lines]
     assert labels.count("without") == 3 and labels.count("limit") >= 1
