@@ -26,7 +26,7 @@ from hpml.plot_machine import limits, noise, warmup_curve
 from hpml.plot_stack import ladder
 from hpml.plot_summary import worth
 from hpml.plot_tradeoff import latency, speed_quality
-from hpml.plot_training import confusion, curves, phases, pictures
+from hpml.plot_training import confusion, curves, masked, phases, pictures
 
 __all__ = [
     "comparison",
@@ -35,6 +35,7 @@ __all__ = [
     "ladder",
     "latency",
     "limits",
+    "masked",
     "noise",
     "phases",
     "pictures",

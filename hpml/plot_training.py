@@ -1,4 +1,4 @@
-"""Charts of trainings: where a step goes, curves, confusion, pictures."""
+"""Charts of trainings: where a step goes, curves, confusion, pictures and masks."""
 
 import statistics
 import textwrap
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from hpml import tables
 from hpml.plot_look import INK, PHASES, SERIES, SOFT, clean, figure_of, finish, legend_below, styled
 from hpml.records import Record
+
+LIGHT = "#F3E9A2"  # a boundary's colour: seen on fur and on ground
 
 
 def _titled(claim: str, records: Sequence[Record]) -> str:
@@ -226,6 +228,16 @@ def pictures(images, titles: Sequence[str], columns: int = 8):
     axes.set_axis_off()
     alt = f"{len(images)} pictures: " + "; ".join(" ".join(str(title).split()) for title in titles) + "."
     return finish(axes, "", "", alt)
+
+
+def masked(image, mask, opacity: float = 0.65):
+    """`image` uint8 [H, W, 3] with its mask [H, W] painted over: class 0 dark, class 1 (the ground) not at all, class 2 light. uint8."""
+    import numpy as np
+    from matplotlib.colors import to_rgb
+
+    tint = np.array([to_rgb(SERIES[0]), (0, 0, 0), to_rgb(LIGHT)])[np.asarray(mask)] * 255
+    painted = (np.asarray(mask) != 1)[..., None] * opacity
+    return np.round(np.asarray(image) * (1 - painted) + tint * painted).astype(np.uint8)
 
 
 def _two_lines(title: str, width: int) -> str:

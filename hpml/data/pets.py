@@ -69,7 +69,7 @@ def open_pets(source: str, image: int) -> PetSet:
         raise HpmlError(f"data source {source!r} is unknown; choose one of: auto, real, pets, standin")
     if source == "standin" or (source == "auto" and find() is None):
         arrays, checksum = creatures.load()
-        names = {part: tuple(f"rendered_{i}" for i in range(len(arrays[f"{part}_labels"]))) for part in LISTS}
+        names = {part: tuple(f"{part}_{i}" for i in range(len(arrays[f"{part}_labels"]))) for part in LISTS}
         return PetSet(name="standin", title="rendered animals", origin="stand-in", classes=list(CLASSES), checksum=checksum,
                       note="generated, not photographs", train_names=names["train"], test_names=names["test"], **arrays)
     return load(side=next((side for side in SIDES if image <= side), SIDES[-1]))

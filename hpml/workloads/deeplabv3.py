@@ -89,7 +89,7 @@ def dataset(knobs: dict, pet_set, *, train: bool):
     from hpml.data.masks import MaskDataset
     from hpml.env import Unavailable
 
-    micro = knobs["batch"] // knobs.get("accum_steps", 1) // knobs.get("ranks", 1)
+    micro = knobs["batch"] // knobs.get("accum_steps", 1)  # a rank's knobs hold its own share of the batch
     if train and "accum_steps" in knobs and micro < LEAST_BATCH:
         raise Unavailable(f"{TITLE}: a micro-batch of {micro} cannot be trained: the ASPP pools a sample to one value for each channel, "
                           f"and BatchNorm needs at least {LEAST_BATCH} of them")

@@ -69,7 +69,7 @@ def test_parameters_are_the_courses_and_stored_at_the_smoke_tier(path):
     assert set(notebooks.PARAMETERS) <= set(notebooks.declared(book(path)))
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cells[0].source).body}
     assert values["tier"] == "smoke"
-    assert values["workloads"] == ["resnet50"]
+    assert values["workloads"] == [book(path).metadata["hpml"].get("workload", "resnet50")]
 
 
 @each

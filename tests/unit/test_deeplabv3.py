@@ -94,9 +94,8 @@ def test_iou_by_class_is_torchmetrics_and_the_baseline_is_background_everywhere(
 
 def test_a_micro_batch_of_one_says_why_it_cannot_be_trained():
     pets = pet_set()
-    for knobs in ({"batch": 4, "accum_steps": 4}, {"batch": 4, "accum_steps": 2, "ranks": 2}):
-        with pytest.raises(Unavailable, match="micro-batch of 1 cannot be trained: the ASPP"):
-            NET.dataset(validate("train", {"image": 32, **knobs}), pets, train=True)
+    with pytest.raises(Unavailable, match="micro-batch of 1 cannot be trained: the ASPP"):
+        NET.dataset(validate("train", {"image": 32, "batch": 4, "accum_steps": 4}), pets, train=True)
     assert len(NET.dataset(validate("train", {"image": 32, "batch": 4, "accum_steps": 2}), pets, train=True)) == 4
     assert len(NET.dataset(validate("infer", {"image": 32, "batch": 1}), pets, train=False)) == 4
 

@@ -316,3 +316,10 @@ def test_the_stand_in_is_rendered_once(monkeypatch):
     monkeypatch.setattr(creatures, "render", None)
     again, same = creatures.load(4, 2)
     assert same == checksum and np.array_equal(arrays["train_images"], again["train_images"])
+
+
+def test_the_stand_in_serves_where_the_real_one_is_absent(monkeypatch):
+    monkeypatch.setattr(creatures, "render", lambda n, **_: (np.zeros((n, 8, 8, 3), np.uint8), np.zeros((n, 8, 8), np.uint8)))
+    found = pets.open_pets("auto", 64)
+    assert found.origin == "stand-in" and not set(found.train_names) & set(found.test_names)
+    assert len(pets.subset(found, 5, 3, 0).train_names) == 5
