@@ -1,16 +1,16 @@
 """The training loop, with every technique as a knob, and its measurement by steady steps."""
 
 import contextlib
+import math
 import time
 import warnings
 from pathlib import Path
 from types import ModuleType
 
-from hpml import distributed
+from hpml import distributed, engines
 from hpml import measure as m
 from hpml.data.loader import endless, loader
 from hpml.env import HpmlError, Unavailable
-from hpml.env import missing as missing_package
 
 PHASES = ("wait", "copy", "forward", "backward", "optimizer")
 
@@ -150,8 +150,8 @@ def prepare(job: dict, workload: ModuleType):
         raise Unavailable("non_blocking: no GPU in this case, so nothing is copied that could be waited for")
     if knobs["precision"] == "fp16" and knobs["device"] == "cpu":
         raise Unavailable("FP16 training on a CPU: no fast FP16 arithmetic here")
-    if knobs["script"] == "compile" and missing_package("triton") and knobs["device"] == "cuda":
-        raise Unavailable("torch.compile on CUDA: triton is not installed")
+    if knobs["script"] == "compile" and (reason := engines.get("compile").unavailable(knobs["device"])):
+        raise Unavailable(reason)
     m.set_threads(knobs["threads"])
     torch.manual_seed(job["protocol"]["seed"])
     started = time.perf_counter()
@@ -178,16 +178,19 @@ def measure(job: dict, workload: ModuleType) -> dict:
     marks = m.Marks(knobs["device"])
     before_mib = m.rss_mib()
 
-    def step() -> None:
+    def step():
         marks.points.clear()
-        train_step(model, stream, knobs, workload=workload, optimizer=optimizer, scaler=scaler, marks=marks)
+        loss = train_step(model, stream, knobs, workload=workload, optimizer=optimizer, scaler=scaler, marks=marks)
         planted_slowdown(knobs, marks)
+        return loss
 
     started = time.perf_counter()
-    step()
+    with compiling(knobs, protocol, actual):
+        losses = [step()]
     first_call_s = time.perf_counter() - started
-    for _ in range(1, protocol["warmup"]):
-        step()
+    losses += [step() for _ in range(1, protocol["warmup"])]
+    # Of the warm-up, with the round's seed: another technique whose losses are not alike does not take the same step.
+    actual["losses"] = [loss if math.isfinite(loss) else None for loss in distributed.mean([float(x) for x in losses], knobs["device"])]
     phases: dict[str, list[float]] = {name: [] for name in PHASES}
     disk, energy, mark = m.bytes_read(), m.energy_mj() if knobs["device"] == "cuda" else None, m.cpu_mark()
     while distributed.agreed(len(phases["wait"]) < protocol["min_iters"] or sum(map(sum, phases.values())) < protocol["min_seconds"],
@@ -213,6 +216,23 @@ def measure(job: dict, workload: ModuleType) -> dict:
         # parameters read and written by the optimizer. Activations are left out: what of them leaves the caches is unknown.
         "work": {"flops": flops * knobs["batch"], "bytes": actual["parameters"] * 4 * 8, "dtype": knobs["precision"]},
     }
+
+
+@contextlib.contextmanager
+def compiling(knobs: dict, protocol: dict, actual: dict):
+    """Around the first step: where it compiles, within the tier's limit (TooLong), and `actual` says what came out of it."""
+    if knobs["script"] != "compile":
+        yield
+        return
+    import torch
+
+    from hpml.engines.compile import compile_limit
+
+    counters = torch._dynamo.utils.counters
+    with compile_limit(protocol.get("compile_limit_s")):
+        yield
+    actual |= {"compiled": "here" if counters["inductor"]["fxgraph_cache_miss"] else "from the cache",
+               "graph_breaks": sum(counters["graph_break"].values())}
 
 
 def planted_slowdown(knobs: dict, marks: m.Marks) -> None:

@@ -1,12 +1,13 @@
 """The training loop: accumulation is the large batch where nothing depends on the batch, and the marks add up."""
 
 import itertools
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from hpml import fit, train, workloads
+from hpml import engines, fit, train, workloads
 from hpml.env import HpmlError, Unavailable
 from hpml.knobs import validate
 from hpml.measure import Marks
@@ -56,6 +57,44 @@ def test_a_scripted_and_a_wrapped_model_compute_the_same():
                 torch.distributed.destroy_process_group()
         assert loss == pytest.approx(plain[0], rel=1e-5), settings
         assert torch.allclose(parameters, plain[1], atol=1e-5), settings
+
+
+def test_a_scripted_model_is_the_same_in_bf16_and_channels_last():
+    """TorchScript runs its graph from the third call on by a fuser and a differentiator of its own: types must stay autocast's."""
+    def steps(script):
+        torch.manual_seed(0)
+        knobs = validate("train", {"batch": 8, "lr": 0.1, "precision": "bf16", "memory_format": "channels_last", "script": script})
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten(),
+                                    torch.nn.Linear(288, 3)).to(memory_format=torch.channels_last)
+        model = train._scripted(model, script)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        losses = [float(train.train_step(model, iter([batch(8, seed)]), knobs, workload=TINY, optimizer=optimizer,
+                                         scaler=torch.amp.GradScaler("cpu", enabled=False), marks=Marks("cpu"))) for seed in range(4)]
+        return losses, [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
+
+    (eager, theirs), (scripted, ours) = steps("none"), steps("torchscript")
+    assert scripted == pytest.approx(eager, rel=1e-3)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == other.dtype == torch.float32 and torch.allclose(mine, other, atol=1e-3)
+
+
+def test_a_compiled_step_is_the_eager_one(monkeypatch, tmp_path):
+    if reason := engines.get("compile").unavailable("cpu"):
+        pytest.skip(reason)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+    plain, (loss, parameters, _) = gradient([batch(8)]), gradient([batch(8)], script="compile")
+    assert loss == pytest.approx(plain[0], rel=1e-5) and torch.allclose(parameters, plain[1], atol=1e-5)
+
+
+def test_compiling_beyond_the_limit_is_given_up_and_what_came_out_is_said():
+    actual = {}
+    with pytest.raises(engines.TooLong, match="compiling took more than 0.05 s at this tier"), \
+         train.compiling({"script": "compile"}, {"compile_limit_s": 0.05}, actual):
+        time.sleep(5)
+    with train.compiling({"script": "none"}, {"compile_limit_s": 0.05}, actual):
+        assert actual == {}
 
 
 def test_what_a_machine_cannot_do_is_said():
