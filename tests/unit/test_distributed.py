@@ -225,6 +225,7 @@ def test_two_ranks_on_one_gpu_are_unsupported(monkeypatch):
         distributed.processes({"case": {"phase": "train"}, "knobs": knobs})
 
 
+@pytest.mark.slow
 @two_cores
 def test_torchrun_is_one_training(tmp_path):
     """`hpml train` under TorchElastic: the ranks share the data, the first one leaves weights and the run's one record."""

@@ -78,6 +78,7 @@ def test_a_scripted_model_is_the_same_in_bf16_and_channels_last():
         assert mine.dtype == other.dtype == torch.float32 and torch.allclose(mine, other, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_the_eager_one(monkeypatch, tmp_path):
     if reason := engines.get("compile").unavailable("cpu"):
         pytest.skip(reason)
