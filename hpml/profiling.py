@@ -7,7 +7,7 @@ from types import ModuleType
 
 from hpml import measure as m
 from hpml.data.loader import endless, loader
-from hpml.train import PHASES, counted_flops, phase_seconds, prepare, train_step
+from hpml.train import PHASES, counted_flops, phase_seconds, prepare, step_work, train_step
 
 SHOWN = 15  # lines of a table
 TRACED_STEPS = 2  # a trace grows by megabytes a step
@@ -48,14 +48,14 @@ def measure(job: dict, workload: ModuleType) -> dict:
     profile.disable()
     trace = Path(job["run_dir"]) / "profiles" / f"{job['case']['key']}-r{protocol['round']}.trace.json.gz"
     operators, by_torch = _operators(lambda: steps(TRACED_STEPS)[0], knobs["device"], trace)
-    usual = sum(plain) / len(plain)
+    usual, flops = sum(plain) / len(plain), counted_flops(workload, knobs, len(image_set.classes))
     return {
         "samples": {"unit": "s", "items": knobs["batch"], "values": plain, "phases": phases}, "center": "work median + wait mean",
         "cold": {"load_s": load_s}, "memory": memory, "io": {"bytes_read": read, "wait_share": sum(phases["wait"]) / sum(plain)},
         "actual": {**actual, "data": summary(image_set), "functions": _functions(profile, count), "operators": operators,
-                   "flops": counted_flops(workload, knobs, len(image_set.classes)), "trace": f"profiles/{trace.name}",
+                   "flops": flops, "trace": f"profiles/{trace.name}",
                    "overhead": {"cProfile": sum(by_cprofile) / count / usual, "torch.profiler": sum(by_torch) / TRACED_STEPS / usual}},
-        "disturbance": disturbed,
+        "disturbance": disturbed, "work": step_work(sum(flops.values()), knobs, actual),
     }
 
 

@@ -212,9 +212,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
         "io": {"bytes_read": m.bytes_read() - disk if disk is not None else None, "wait_share": sum(phases["wait"]) / sum(values)},
         "energy": None if energy is None else {"joules": (m.energy_mj() - energy) / 1e3, "seconds": sum(values)},
         "actual": {**actual, "data": summary(image_set)}, "disturbance": distributed.disturbance(mark, alike),
-        # Bytes that a step cannot avoid: parameters read forwards and backwards, gradients written and read, momentum and
-        # parameters read and written by the optimizer. Activations are left out: what of them leaves the caches is unknown.
-        "work": {"flops": flops * knobs["batch"], "bytes": actual["parameters"] * 4 * 8, "dtype": knobs["precision"]},
+        "work": step_work(flops, knobs, actual),
     }
 
 
@@ -233,6 +231,13 @@ def compiling(knobs: dict, protocol: dict, actual: dict):
         yield
     actual |= {"compiled": "here" if counters["inductor"]["fxgraph_cache_miss"] else "from the cache",
                "graph_breaks": sum(counters["graph_break"].values())}
+
+
+def step_work(flops: float, knobs: dict, actual: dict) -> dict:
+    """What a step has to do at least; `flops` are those of one sample. Bytes that it cannot avoid: parameters read forwards and
+    backwards, gradients written and read, momentum and parameters read and written by the optimizer. Activations are left out: what of
+    them leaves the caches is unknown."""
+    return {"flops": flops * knobs["batch"], "bytes": actual["parameters"] * 4 * 8, "dtype": knobs["precision"]}
 
 
 def planted_slowdown(knobs: dict, marks: m.Marks) -> None:

@@ -78,3 +78,15 @@ def test_accumulation_shows_the_memory_that_the_machine_has(tmp_path, monkeypatc
     text = said(book, tmp_path, monkeypatch)
     assert f"ResNet-50 on {machine['id']}, 4 micro-batches: 550 MiB, -45 %" in text
     assert "4 micro-batches: throughput -20 %" in text and "slower" in text
+
+
+def test_where_time_goes_names_the_largest_phase_of_each_machine(tmp_path, monkeypatch):
+    name, book = cells("20")
+    for machine in (GPU, CPU):
+        case = {**made("as it is", machine["id"], 0, "as it is", []), "phase": "profile"}
+        records.append(tmp_path / machine["id"] / "records.jsonl",
+                       record(name, machine, case, {"device": "cuda" if machine["gpu"] else "cpu"}, 0.5, 0))
+    text = said(book, tmp_path, monkeypatch)
+    assert "2 profiles of 2 reference machines" in text and "wait 2%, copy 8%, forward 30%, backward 50%, optimizer 10%" in text
+    assert "ResNet-50 on test-gpu, as it is: backward is 50% of a step. Twice as fast: 1.33x" in text
+    assert "On a GPU: not measured here" not in text
