@@ -142,7 +142,7 @@ def between(a: Run, b: Run, *, unlike_machines: bool = False, unlike_protocols: 
     spreads = {phase: spread_of_sittings([a, b], phase) for phase in {key[1] for key in keys}}
     labels = _labels(keys)
     pairs = [_pair(key, labels[key], cases[0].get(key, []), cases[1].get(key, []), spreads[key[1]], confidence) for key in keys]
-    floors = {phase: (_floor(spread, 1, 1, confidence), spread[2]) for phase, spread in spreads.items() if spread}
+    floors = {phase: (floor(spread, confidence=confidence), spread[2]) for phase, spread in spreads.items() if spread}
     return Agreement(a, b, differences(a, b), pairs, _gains(a, b, labels), confidence, floors, _limits_shift(a, b), unlike)
 
 
@@ -202,8 +202,9 @@ def spread_of_sittings(runs: Sequence[Run], phase: str) -> tuple[float, int, str
     return one_mean, len(logs) - 1, "A/A rounds only, a lower bound"
 
 
-def _floor(spread: tuple[float, int, str] | None, sittings_a: int, sittings_b: int, confidence: float) -> float | None:
-    """|ratio - 1| that two runs of unchanged code exceed with probability 1 - confidence."""
+def floor(spread: tuple[float, int, str] | None, sittings_a: int = 1, sittings_b: int = 1, *,
+          confidence: float = CONFIDENCE) -> float | None:
+    """|ratio - 1| that two runs of unchanged code exceed with probability 1 - confidence, from `spread_of_sittings`; None for None."""
     from scipy.stats import t
 
     if spread is None:
@@ -239,7 +240,7 @@ def _pair(key: tuple, label: str, a: list[Record], b: list[Record], spread: tupl
     found: dict = {"verdict": "done", "text": "done in both"}
     if speeds[0] and speeds[1]:
         logs = [[log for sitting in speed.values() for log in sitting] for speed in speeds]
-        found = _speed(*logs, _floor(spread, len(speeds[0]), len(speeds[1]), confidence), confidence)
+        found = _speed(*logs, floor(spread, len(speeds[0]), len(speeds[1]), confidence=confidence), confidence)
         found |= {"per_s": tuple(math.exp(statistics.median(own)) for own in logs), "rounds": (len(logs[0]), len(logs[1]))}
     return Pair(**who, **found, **_quality(*ok), changes=tuple(_changes(*ok, a, b)))
 
@@ -381,7 +382,7 @@ def _limits_shift(a: Run, b: Run) -> float | None:
 
 def _gains(a: Run, b: Run, labels: dict[tuple, str]) -> list[Gain]:
     """Techniques that both runs measured beside the same baseline. Paired inside each run, so that slow drift cancels out."""
-    sides = []
+    sides, names = [], {}
     for run in (a, b):
         own: dict[tuple, tuple[float, str]] = {}
         of = {(r.case["group"], r.case["label"]): identity(r) for r in run.records if r.case["phase"] != "limit"}
@@ -389,7 +390,10 @@ def _gains(a: Run, b: Run, labels: dict[tuple, str]) -> list[Gain]:
         bases = {row.group: of[row.group, row.label] for row in rows if row.is_baseline}
         for row in rows:
             if row.ratio and row.group in bases and (row.group, row.label) in of:
-                own[bases[row.group], of[row.group, row.label]] = (row.ratio, row.verdict)
+                pair = bases[row.group], of[row.group, row.label]
+                own[pair] = (row.ratio, row.verdict)
+                beside = [text for text in labels[pair[0]].split(", ") if text.split("=")[0] not in row.differs_in and "=" in text]
+                names[pair] = ", ".join(f"{name}={row.knobs[name]}" for name in row.differs_in) + f" ({', '.join(beside)})" * bool(beside)
         sides.append(own)
-    return [Gain(key[1][0], key[1][1], labels[key[1]], (sides[0][key][0], sides[1][key][0]), (sides[0][key][1], sides[1][key][1]))
-            for key in sides[0] if key in sides[1]]
+    return [Gain(pair[1][0], pair[1][1], names[pair], *zip(sides[0][pair], sides[1][pair], strict=True))
+            for pair in sides[0] if pair in sides[1]]

@@ -23,6 +23,7 @@ from hpml.plot_look import (
     styled,
 )
 from hpml.plot_machine import limits, noise, warmup_curve
+from hpml.plot_runs import gains, runs
 from hpml.plot_stack import ladder
 from hpml.plot_summary import worth
 from hpml.plot_tradeoff import latency, speed_quality
@@ -32,6 +33,7 @@ __all__ = [
     "comparison",
     "confusion",
     "curves",
+    "gains",
     "ladder",
     "latency",
     "limits",
@@ -39,6 +41,7 @@ __all__ = [
     "noise",
     "phases",
     "pictures",
+    "runs",
     "show_alt",
     "speed_quality",
     "warmup_curve",

@@ -38,8 +38,10 @@ def basis(found: Agreement) -> list[str]:
     return lines
 
 
-def name(pair: Pair | Gain) -> str:
-    return f"{tables.title(pair.workload)} {tables.PHASES.get(pair.phase, pair.phase)}, {pair.label}"
+def name(pair: Pair | Gain, among: list | None = None) -> str:
+    """A case in words; without its workload where all of `among` have the same one."""
+    workload = "" if among and len({other.workload for other in among}) == 1 else f"{tables.title(pair.workload)} "
+    return f"{workload}{tables.PHASES.get(pair.phase, pair.phase)}, {pair.label}"
 
 
 def _table(pairs: list[Pair]) -> list[str]:

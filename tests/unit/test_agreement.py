@@ -9,9 +9,11 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib import pyplot
+from test_plot import inside, texts
 from test_tables import DATA, MACHINE, fit, make, noise, stack, sweep
 
-from hpml import agreement, compare, env, records, tables_runs
+from hpml import agreement, compare, env, plot, records, tables_runs
 from hpml.env import HpmlError
 
 SCORE = {"metric": "top-1 accuracy", "n": 1000, "chance": 0.1, "margin": 0.01, "informative": True}
@@ -274,3 +276,18 @@ def test_planted_regressions_are_seen_in_the_committed_shape_of_records():
     assert case.rounds == (30, 30)
     assert all(gain.ratios[0] == gain.ratios[1] for gain in between(found, found).gains)
     assert compare.techniques(compare.rows(found))
+
+
+def test_the_charts_say_what_the_comparison_says():
+    found = between(noise() + study(1), noise() + study(2, factor=0.5))
+    axes = plot.runs(found)
+    assert "1 of 7 cases slower in B, 0 faster" in texts(axes) and "floor between runs" in texts(axes)
+    inside(axes)
+    axes = plot.gains(found)
+    assert "The same verdict in 5 of 6 techniques" in texts(axes)
+    assert "workers=1" in axes.figure.hpml_alt
+    inside(axes)
+    pyplot.close("all")
+    empty = between(sweep("precision", ["fp32", "bf16"]), sweep("workers", [0, 2]))
+    assert "0 of" in texts(plot.runs(empty)) and "0 of 0" in texts(plot.gains(empty))
+    pyplot.close("all")
