@@ -6,6 +6,7 @@ shows between sittings of one run (`spread_of_sittings`), which the interval of 
 1 - 0.05 / cases (Bonferroni): two runs of unchanged code show a difference anywhere in 1 of 20 comparisons, not in each.
 """
 
+import dataclasses
 import json
 import math
 import statistics
@@ -16,7 +17,7 @@ from pathlib import Path
 from hpml import compare, env, records
 from hpml.compare import CONFIDENCE, MIN_ROUNDS, percent
 from hpml.env import HpmlError
-from hpml.knobs import KNOBS
+from hpml.knobs import KNOBS, SIZE_KNOBS
 from hpml.records import Record
 
 LEAST_DEGREES = 5  # of freedom, that the spread between sittings must rest on: with fewer, its 95 % point is mostly ignorance
@@ -143,7 +144,8 @@ def between(a: Run, b: Run, *, unlike_machines: bool = False, unlike_protocols: 
     labels = _labels(keys)
     pairs = [_pair(key, labels[key], cases[0].get(key, []), cases[1].get(key, []), spreads[key[1]], confidence) for key in keys]
     floors = {phase: (floor(spread, confidence=confidence), spread[2]) for phase, spread in spreads.items() if spread}
-    return Agreement(a, b, differences(a, b), pairs, _gains(a, b, labels), confidence, floors, _limits_shift(a, b), unlike)
+    gains = _gains(a, b, labels, alike=not unlike)
+    return Agreement(a, b, differences(a, b), pairs, gains, confidence, floors, _limits_shift(a, b), unlike)
 
 
 def identity(record: Record) -> tuple[str, str, str, str]:
@@ -380,20 +382,31 @@ def _limits_shift(a: Run, b: Run) -> float | None:
     return statistics.median(shared) if shared else None
 
 
-def _gains(a: Run, b: Run, labels: dict[tuple, str]) -> list[Gain]:
-    """Techniques that both runs measured beside the same baseline. Paired inside each run, so that slow drift cancels out."""
-    sides, names = [], {}
+def _gains(a: Run, b: Run, labels: dict[tuple, str], *, alike: bool) -> list[Gain]:
+    """Techniques that both runs measured beside the same baseline. Paired inside each run, so that slow drift cancels out.
+
+    Machines that are not `alike` have tiers, devices and sizes of their own: there a technique is what it turns, beside a baseline that is
+    otherwise set the same.
+    """
+    sides: list[dict[tuple, Gain]] = []
     for run in (a, b):
-        own: dict[tuple, tuple[float, str]] = {}
-        of = {(r.case["group"], r.case["label"]): identity(r) for r in run.records if r.case["phase"] != "limit"}
+        own: dict[tuple, Gain] = {}
+        of = {(r.case["group"], r.case["label"]): r for r in run.records if r.case["phase"] != "limit"}
         rows = compare.techniques(compare.rows(run.records))
         bases = {row.group: of[row.group, row.label] for row in rows if row.is_baseline}
         for row in rows:
-            if row.ratio and row.group in bases and (row.group, row.label) in of:
-                pair = bases[row.group], of[row.group, row.label]
-                own[pair] = (row.ratio, row.verdict)
-                beside = [text for text in labels[pair[0]].split(", ") if text.split("=")[0] not in row.differs_in and "=" in text]
-                names[pair] = ", ".join(f"{name}={row.knobs[name]}" for name in row.differs_in) + f" ({', '.join(beside)})" * bool(beside)
+            if row.ratio and row.group in bases:
+                base, turned = bases[row.group], ", ".join(f"{name}={row.knobs[name]}" for name in row.differs_in)
+                beside = [text for text in labels[identity(base)].split(", ") if text.split("=")[0] not in row.differs_in and "=" in text]
+                key = (identity(base) if alike else _kind(base, row.differs_in), turned)
+                named = f"{turned} ({', '.join(beside)})" if beside and alike else turned
+                own[key] = Gain(identity(base)[0], row.phase, named, (row.ratio, row.ratio), (row.verdict, row.verdict))
         sides.append(own)
-    return [Gain(pair[1][0], pair[1][1], names[pair], *zip(sides[0][pair], sides[1][pair], strict=True))
-            for pair in sides[0] if pair in sides[1]]
+    return [dataclasses.replace(one, ratios=(one.ratios[0], sides[1][key].ratios[1]), words=(one.words[0], sides[1][key].words[1]))
+            for key, one in sides[0].items() if key in sides[1]]
+
+
+def _kind(base: Record, turned: Sequence[str]) -> tuple:
+    workload, phase, _, settings = identity(base)
+    loose = {*SIZE_KNOBS, *turned, "device", "workers", "weights", "optimizer"}
+    return workload, phase, tuple(sorted((name, value) for name, value in json.loads(settings).items() if name not in loose))

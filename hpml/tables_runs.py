@@ -23,7 +23,7 @@ def text(found: Agreement, *, every: bool = True) -> str:
         lines += [f"{name(pair)}: {change}" for change in pair.changes]
     lines += one_sided(found)
     if found.gains:
-        lines += ["", *gains(found.gains)]
+        lines += ["", *gains(found.gains, every=every)]
     return "\n".join([*lines, "", summary(found)])
 
 
@@ -66,13 +66,16 @@ def one_sided(found: Agreement) -> list[str]:
     return lines
 
 
-def gains(found: list[Gain]) -> list[str]:
-    """Each technique's ratio to its baseline in both runs: these are paired, and may be compared between machines too."""
+def gains(found: list[Gain], *, every: bool = True) -> list[str]:
+    """Each technique's ratio to its baseline in both runs: these are paired, and may be compared between machines too. `every=False`:
+    only those with another verdict."""
+    shown = [gain for gain in found if every or gain.words[0] != gain.words[1]]
     same = sum(gain.words[0] == gain.words[1] for gain in found)
-    cells = {"technique": [name(gain) for gain in found], "in A": [tables.ratio(gain.ratios[0]) for gain in found],
-             "in B": [tables.ratio(gain.ratios[1]) for gain in found],
-             "verdicts": [gain.words[0] if gain.words[0] == gain.words[1] else f"{gain.words[0]}, then {gain.words[1]}" for gain in found]}
-    return [f"techniques beside their baselines, paired inside each run: the same verdict in {same} of {len(found)}", *tables.grid(cells)]
+    cells = {"technique": [name(gain) for gain in shown], "in A": [tables.ratio(gain.ratios[0]) for gain in shown],
+             "in B": [tables.ratio(gain.ratios[1]) for gain in shown],
+             "verdicts": [gain.words[0] if gain.words[0] == gain.words[1] else f"{gain.words[0]}, then {gain.words[1]}" for gain in shown]}
+    lines = tables.grid(cells) if shown else []
+    return [f"techniques beside their baselines, paired inside each run: the same verdict in {same} of {len(found)}", *lines]
 
 
 def summary(found: Agreement) -> str:

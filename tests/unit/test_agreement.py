@@ -190,6 +190,15 @@ def test_techniques_are_compared_by_their_paired_ratios():
     assert "the same verdict in 0 of 1" in text and "faster, then no difference" in text
 
 
+def test_between_machines_a_technique_is_what_it_turns():
+    a = noise() + stack({"precision": "bf16"})
+    b = [dataclasses.replace(r, machine={**MACHINE, "id": "gpu"}, knobs={**r.knobs, "device": "cuda", "batch": 256},
+                             case={**r.case, "tier": "gpu"}) for r in noise() + stack({"precision": "bf16"}, rates=(50, 40))]
+    found = between(a, b, unlike_machines=True)
+    assert {pair.verdict for pair in found.pairs} == {"only in A", "only in B"} and not found.regressions
+    assert [(gain.label, gain.words) for gain in found.gains] == [("precision=bf16", ("faster", "slower"))]
+
+
 def other_machine():
     return sweep("precision", ["fp32", "bf16"], machine={**MACHINE, "id": "other-4c", "cores": 4})
 
