@@ -111,7 +111,9 @@ def check_parity(model, engine, workload: ModuleType, knobs: dict, image_set) ->
     import numpy as np
     import torch
 
-    tolerance = workload.PARITY[knobs["precision"]]
+    tolerance = workload.PARITY.get(knobs["precision"])
+    if tolerance is None:
+        raise Unavailable(f"{workload.NAME} says in PARITY nothing about {knobs['precision']}: nobody could tell a wrong answer")
     count = 32 if knobs.get("image", 224) <= 64 else 8
     inputs = _samples(workload, knobs, image_set, count)
     with torch.inference_mode():
@@ -172,7 +174,8 @@ def _int8(job: dict, engine) -> dict:
     """What really runs in INT8, and what its ranges come from. Raises Unavailable where the engine computes the graph in floats only."""
     done, total = engine.int8_ops()
     if not done:
-        raise Unavailable(f"{job['knobs']['engine']} computes the INT8 graph in floating point here: none of {total} heavy operators is INT8")
+        raise Unavailable(f"{job['knobs']['engine']} computes the INT8 graph in floating point here: none of its {total} heavy operators "
+                          "is INT8")
     made = json.loads(int8_file(job).with_suffix(".json").read_text())
     return {"int8_ops": done, "heavy_ops_total": total, "int8_share": done / total,
             "quantized": {name: made[name] for name in ("int8_share", "samples", "weight_bits", "fp32_bytes", "weights")}}

@@ -84,8 +84,8 @@ def calibration(workload: ModuleType, knobs: dict, image_set) -> "tuple[tuple[np
     dataset = workload.dataset(knobs, dataclasses.replace(image_set, **training), train=False)
     count = min(knobs["calib_samples"], len(dataset))
     if count < LEAST_SAMPLES:
-        raise HpmlError(f"calibration on {count} sample{'s' * (count != 1)} (calib_samples={knobs['calib_samples']}, {len(dataset)} training "
-                        f"samples): ranges need at least {LEAST_SAMPLES}")
+        raise HpmlError(f"calibration on {count} sample{'s' * (count != 1)} (calib_samples={knobs['calib_samples']}, "
+                        f"{len(dataset)} training samples): ranges need at least {LEAST_SAMPLES}")
     indices = [int(i) for i in np.random.default_rng(knobs["seed"]).permutation(len(dataset))[:count]]
     return stacked(workload, dataset, indices), indices
 
@@ -116,7 +116,7 @@ def quantize(source: Path, target: Path, samples: "dict[str, np.ndarray]", *, qu
             raise HpmlError(f"{source.name}: {quantizer} cannot quantize it: {type(error).__name__}: {one_line(error)}") from error
         took_s = time.perf_counter() - started
         facts = describe(made)
-        if not facts["quantized_ops"]:
+        if not facts["int8_ops"]:
             raise HpmlError(f"{source.name}: {quantizer} quantized none of its {facts['heavy_ops_total']} Conv, Gemm and MatMul operators")
         os.replace(made, target)
     return {**facts, "quantize_s": took_s, "fp32_bytes": source.stat().st_size, "quantizer": quantizer, "method": method,
@@ -153,7 +153,8 @@ def _check(source: Path, samples: "dict[str, np.ndarray]") -> None:
     engine.load(source)
     names = [name for name, *_ in engine.declared]
     if names != list(samples):
-        raise HpmlError(f"{source.name} takes the inputs {', '.join(names)}, the calibration samples are {', '.join(samples)}: another model")
+        raise HpmlError(f"{source.name} takes the inputs {', '.join(names)}, the calibration samples are {', '.join(samples)}: "
+                        "another model")
     check_inputs(model=source.name, declared=engine.declared, inputs=tuple(array[:1] for array in samples.values()))
 
 

@@ -294,6 +294,8 @@ def _say(record: Record, number: int, rounds: int) -> None:
     elif record.case["phase"] == "quantize":
         text = (f"{record.cold['quantize_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB of {record.cold['fp32_bytes'] / 2**20:.1f}, "
                 f"{record.actual['int8_ops']} of {record.actual['heavy_ops_total']} heavy operators")
+    elif record.case["phase"] == "infer":  # a quality pass of random weights
+        text = "ran; quality is not informative with random weights"
     else:
         text = f"export {record.cold['export_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB"
     label = record.case["label"] if record.case["label"] != "as it is" else f"{Path(record.case['workload']).stem} {record.case['phase']}"
