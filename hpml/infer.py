@@ -124,7 +124,8 @@ def check_parity(model, engine, workload: ModuleType, knobs: dict, image_set) ->
         parts.append(engine.run(tuple(x[start:end] for x in inputs))[0])
         start = end
     got = np.concatenate(parts)
-    found = export.parity(wanted, got, atol=tolerance["atol"], rtol=tolerance["rtol"])
+    atol = tolerance["atol"] if "atol" in tolerance else tolerance["range_share"] * float(np.abs(wanted).max())
+    found = export.parity(wanted, got, atol=atol, rtol=tolerance["rtol"])
     if hasattr(workload, "agreement"):  # what the same answer is, where it is not one class for each sample
         found["top1_agreement"] = workload.agreement(wanted, got)
     found["tolerance"]["top1_agreement"] = tolerance["top1_agreement"] if knobs["weights"] != "random" else None
