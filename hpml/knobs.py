@@ -73,7 +73,6 @@ KNOBS: dict[str, Knob] = {
                  ("matmul", "conv3x3", "memory", "h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable", "jpeg")),
     "dtype": Knob("fp32", ("limit",), "data type of the limit", least=None),
 }
-INT8_KNOBS = ("quantizer", "calib_samples", "calib_method")  # they mean something where the precision is int8
 # What may differ between a speed figure and the quality run that vouches for it: the amount of training, the size of the
 # input, the first layers fitted to it and the variant that was small enough to train are not what a technique is.
 SIZE_KNOBS = ("epochs", "train_samples", "test_samples", "image", "batch", "threads", "schedule", "measure", "hint", "lr", "seed",

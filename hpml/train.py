@@ -263,7 +263,7 @@ def counted_flops(workload: ModuleType, knobs: dict, classes: int, *, training: 
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        model = workload.model(knobs, classes).train(training)
+        model = workload.model(knobs, classes).to("meta").train(training)  # some modules make parameters that ask for no device
         inputs = tuple(torch.empty_like(x, device="meta") for x in workload.example_inputs(knobs, 2))
     with FlopCounterMode(display=False) as counter:
         outputs = model(*inputs)

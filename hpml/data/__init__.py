@@ -47,9 +47,10 @@ def describe(image_set: ImageSet) -> str:
 
 def summary(image_set: ImageSet) -> dict:
     """What a record says of the data it used."""
+    made = {"tokenizer": image_set.tokenizer} if getattr(image_set, "tokenizer", "") else {}
     return {"name": image_set.name, "title": image_set.title, "origin": image_set.origin, "note": image_set.note,
             "n_train": len(image_set.train_labels), "n_test": len(image_set.test_labels), "unit": getattr(image_set, "unit", "images"),
-            "checksum": image_set.checksum}
+            "checksum": image_set.checksum, **made}
 
 
 def identity(source: str) -> str:

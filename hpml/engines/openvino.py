@@ -21,14 +21,13 @@ class Engine:
     WANTS, OPTIONS = "onnx", ()
 
     def __init__(self, *, device: str = "cpu", threads: int = 0, precision: str = "fp32",
-                 hint: str = "latency", batch: int | None = None) -> None:
-        """`batch`: compile for inputs of this batch alone (static shapes); None takes any batch, as the file declares it."""
+                 hint: str = "latency") -> None:
         check_request(engine="openvino", device=device, precision=precision, hint=hint)
         if reason := self.unavailable(device):
             raise Unavailable(f"openvino: {reason}")
         if precision == "tf32":
             raise Unavailable("openvino: tf32 is for CUDA")
-        self.device, self.threads, self.precision, self.hint, self.batch = device, threads, precision, hint, batch
+        self.device, self.threads, self.precision, self.hint = device, threads, precision, hint
         self.compiled, self.path, self.bound, self.load_s, self.actual = None, None, [], None, {}
 
     @staticmethod
@@ -50,10 +49,7 @@ class Engine:
         start = time.perf_counter()
         try:
             core = openvino_core()
-            model = core.read_model(path)
-            if self.batch:
-                model.reshape({port: [self.batch, *list(port.get_partial_shape())[1:]] for port in model.inputs})
-            compiled = core.compile_model(model, "CPU", config)
+            compiled = core.compile_model(core.read_model(path), "CPU", config)
         except Exception as error:
             raise HpmlError(f"{path}: OpenVINO cannot load it: {one_line(error)}") from error
         self.load_s = time.perf_counter() - start
@@ -77,11 +73,6 @@ class Engine:
             "streams": compiled.get_property("NUM_STREAMS"), "cpu_pinning": compiled.get_property("ENABLE_CPU_PINNING"),
             "ops": dict(sorted(ops.items())), "heavy_ops": dict(sorted(heavy.items())), "version": openvino.__version__,
         }
-
-    def int8_ops(self) -> tuple[int, int]:
-        """(heavy operators that run in INT8, all heavy operators) of the compiled model."""
-        heavy = self.actual["heavy_ops"]
-        return sum(count for name, count in heavy.items() if name.endswith((" u8", " i8"))), sum(heavy.values())
 
     def run(self, inputs: "tuple[np.ndarray, ...]") -> "tuple[np.ndarray, ...]":
         self._check(inputs)
