@@ -7,7 +7,7 @@ from types import ModuleType
 
 from hpml import measure as m
 from hpml.data.loader import endless, loader
-from hpml.train import PHASES, counted_flops, phase_seconds, prepare, step_work, train_step
+from hpml.train import PHASES, compiling, counted_flops, phase_seconds, prepare, step_work, train_step
 
 SHOWN = 15  # lines of a table
 TRACED_STEPS = 2  # a trace grows by megabytes a step
@@ -36,7 +36,8 @@ def measure(job: dict, workload: ModuleType) -> dict:
                 phases[name].append(seconds)
         return [sum(parts) for parts in zip(*phases.values(), strict=True)], phases
 
-    steps(protocol["warmup"])
+    with compiling(knobs, protocol, actual):
+        steps(protocol["warmup"])
     disk, mark, count = m.bytes_read(), m.cpu_mark(), protocol["min_iters"]
     plain, phases = steps(count)
     disturbed = m.disturbance(mark)
@@ -84,7 +85,15 @@ def _operators(run, device: str, trace: Path) -> tuple[list[dict], list[float]]:
         values = run()
     trace.parent.mkdir(parents=True, exist_ok=True)
     profiled.export_chrome_trace(str(trace))
+    return _hottest(profiled.key_averages(), device), values
+
+
+def _hottest(averages, device: str) -> list[dict]:
+    """The operators by their own time on the device, and by their host time among those without any.
+
+    A GPU's kernels stand beside the operators that started them and are left out: their time is the operator's device time already.
+    """
     rows = [{"operator": one.key, "calls": one.count / TRACED_STEPS, "own_s": one.self_cpu_time_total / 1e6 / TRACED_STEPS,
              "own_device_s": one.self_device_time_total / 1e6 / TRACED_STEPS if device == "cuda" else None}
-            for one in profiled.key_averages()]
-    return sorted(rows, key=lambda row: -(row["own_device_s"] or row["own_s"]))[:SHOWN], values
+            for one in averages if one.device_type.name == "CPU"]
+    return sorted(rows, key=lambda row: (row["own_device_s"] or 0.0, row["own_s"]), reverse=True)[:SHOWN]

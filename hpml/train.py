@@ -172,8 +172,6 @@ def measure(job: dict, workload: ModuleType) -> dict:
     micro = knobs["batch"] // knobs["accum_steps"]
     here = distributed.place()
     batches = loader(dataset, knobs, batch=micro, shuffle=True, seed=protocol["seed"], drop_last=True, share=(here.index, here.size))
-    if len(dataset) < micro * here.size:
-        raise HpmlError(f"train_samples={len(dataset)} is less than one batch of {micro * here.size}")
     stream = endless(batches)
     marks = m.Marks(knobs["device"])
     before_mib = m.rss_mib()

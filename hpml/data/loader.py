@@ -63,6 +63,13 @@ def _check_shared_memory(dataset, batch: int, workers: int, prefetch: int) -> No
 
 
 def endless(batches):
-    """Epoch after epoch of one DataLoader."""
+    """Epoch after epoch of one DataLoader. Raises HpmlError where the data set does not fill one batch."""
+    if not len(batches):
+        needed = batches.batch_size * batches.sampler.size
+        raise HpmlError(f"train_samples={len(batches.dataset)} is less than one batch of {needed}")
+    return _epochs(batches)
+
+
+def _epochs(batches):
     while True:
         yield from batches

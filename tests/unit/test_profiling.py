@@ -1,11 +1,12 @@
 """A training step under its profilers, in a real child; and copies that a CPU does not make."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import hpml
-from hpml import compare, env, tables
+from hpml import compare, env, profiling, tables
 
 TINY = str(Path(__file__).parent.parent / "tiny.py")
 
@@ -44,3 +45,23 @@ def test_copies_that_a_cpu_does_not_make_are_not_measured(knobs, said):
     plain, asked = sorted(results.records, key=lambda r: r.case["order"])
     assert plain.status == "ok" and asked.status == "unsupported" and said in asked.reason and asked.stats is None
     assert plain.memory["steps_mib"] >= 0
+
+
+@pytest.mark.parametrize("phase", ["profile", "train", "data"])
+def test_too_few_samples_for_a_batch_is_one_line_and_no_endless_search(phase):
+    record = hpml.run(hpml.case(TINY, phase=phase, train_samples=6, batch=8), rounds=1).records[0]
+    assert (record.status, record.reason) == ("failed", "train_samples=6 is less than one batch of 8")
+
+
+def _event(key, where, host_us, device_us, count=2):
+    return SimpleNamespace(key=key, device_type=SimpleNamespace(name=where), count=count, self_cpu_time_total=host_us,
+                           self_device_time_total=device_us)
+
+
+def test_operators_of_a_gpu_are_ordered_by_their_time_there_and_its_kernels_are_not_counted_again():
+    events = [_event("cudaLaunchKernel", "CPU", 9e4, 0), _event("aten::add_", "CPU", 100, 4e3), _event("aten::conv", "CPU", 50, 8e3),
+              _event("sgemm_128x64", "CUDA", 0, 8e3), _event("aten::empty", "CPU", 3e3, 0)]
+    rows = profiling._hottest(events, "cuda")
+    assert [row["operator"] for row in rows] == ["aten::conv", "aten::add_", "cudaLaunchKernel", "aten::empty"]
+    assert rows[0] == {"operator": "aten::conv", "calls": 1, "own_s": 25e-6, "own_device_s": 4e-3}
+    assert [row["operator"] for row in profiling._hottest(events, "cpu")][0] == "cudaLaunchKernel"
