@@ -219,7 +219,7 @@ def join(knobs: dict) -> None:
             os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
         store = distributed.PrefixStore("torch", _store()) if here.store else distributed.HashStore()
         meeting = {"store": store, "rank": here.index, "world_size": here.size}
-    distributed.init_process_group(backend, timeout=timedelta(seconds=FIT_TIMEOUT_S if knobs["epochs"] else STEP_TIMEOUT_S), **meeting)
+    distributed.init_process_group(backend, timeout=timedelta(seconds=FIT_TIMEOUT_S if knobs.get("epochs") else STEP_TIMEOUT_S), **meeting)
 
 
 def agreed(value: bool, device: str) -> bool:

@@ -52,7 +52,7 @@ KNOBS: dict[str, Knob] = {
     "optimizer": Knob("sgd", _TRAIN, "sgd (momentum 0.9, Nesterov) or adam (decoupled weight decay)", ("sgd", "adam")),
     "schedule": Knob("constant", _TRAIN, "learning rate over the training", ("constant", "cosine", "onecycle")),
     "lr": Knob(0.0, _TRAIN, "peak learning rate; 0 = the workload's for this optimizer"),
-    "epochs": Knob(0, _TRAIN, "0 = measure steady steps; n = train n epochs and evaluate after each"),
+    "epochs": Knob(0, ("train",), "0 = measure steady steps; n = train n epochs and evaluate after each"),
     "train_samples": Knob(0, _ALL, "training samples used; 0 = all"),
     "test_samples": Knob(0, _ALL, "test samples used; 0 = all"),
     "stem": Knob("imagenet", _MODEL, "first layers: imagenet (7x7, stride 2, pool) or cifar (3x3, stride 1)",

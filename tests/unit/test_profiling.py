@@ -65,3 +65,15 @@ def test_operators_of_a_gpu_are_ordered_by_their_time_there_and_its_kernels_are_
     assert [row["operator"] for row in rows] == ["aten::conv", "aten::add_", "cudaLaunchKernel", "aten::empty"]
     assert rows[0] == {"operator": "aten::conv", "calls": 1, "own_s": 25e-6, "own_device_s": 4e-3}
     assert [row["operator"] for row in profiling._hottest(events, "cpu")][0] == "cudaLaunchKernel"
+
+
+def test_a_profile_is_of_steps_and_no_training_by_epochs():
+    assert "epochs" not in hpml.case(TINY, phase="profile", fit=True).knobs
+    with pytest.raises(hpml.HpmlError, match="unknown knob 'epochs' for phase 'profile'"):
+        hpml.case(TINY, phase="profile", epochs=1)
+
+
+def test_a_profile_of_ddp_runs_in_one_process():
+    assert hpml.run(hpml.case(TINY, phase="profile", parallel="ddp")).records[0].status == "ok"
+    record = hpml.run(hpml.case(TINY, phase="profile", parallel="ddp", ranks=2, batch=8)).records[0]
+    assert record.status == "failed" and "measured in one process only" in record.reason
