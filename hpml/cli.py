@@ -1,4 +1,4 @@
-"""The command line: `hpml run`, `train`, `report`, `compare`, `data`, `notebooks`, `env`."""
+"""The command line: `hpml run`, `train`, `report`, `compare`, `data`, `weights`, `notebooks`, `env`."""
 
 import contextlib
 import enum
@@ -243,6 +243,15 @@ def data_check(
     if wrong:
         raise typer.Exit(1)
     print(f"{name}: nothing wrong")
+
+
+@app.command("weights")
+def fetch_weights(workload: str) -> None:
+    """Download a workload's published weights, with checksum; `--weights pretrained` and weights="pretrained" use them."""
+    from hpml import pretrained
+    from hpml import workloads as known
+
+    print(f"{workload}: {pretrained.fetch(known.get(workload))}")
 
 
 @app.command()

@@ -23,7 +23,7 @@ def _model(job: dict, workload: ModuleType, image_set):
     torch.manual_seed(job["knobs"]["seed"])
     model = workload.model(job["knobs"], len(image_set.classes))
     if job["weights"]:
-        load_weights(model, Path(job["weights"]))
+        load_weights(model, Path(job["weights"]), workload)
         return model.eval()
     norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
     for module in norms:

@@ -34,7 +34,7 @@ KNOBS: dict[str, Knob] = {
     "length": Knob(64, _ALL, "tokens of a text; longer ones are cut, shorter ones padded", least=8),
     "variant": Knob("base", _MODEL, "base: the published architecture; small: a named smaller one for quality rows on a CPU",
                     ("base", "small")),
-    "weights": Knob("random", _MODEL, "random, trained (left by notebook 10-15 of the run) or a .safetensors file",
+    "weights": Knob("random", _MODEL, "random, trained (left by notebook 10-15 of the run), pretrained (published) or a .safetensors file",
                     least=None),
     "workers": Knob(0, _LOAD, "loader worker processes; 0 = load in the training process"),
     "pin_memory": Knob(False, _LOAD, "collate into page-locked memory"),

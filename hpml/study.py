@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpml import compare, distributed, env, launch, limits, records, workloads
+from hpml import compare, distributed, env, launch, limits, pretrained, records, workloads
 from hpml.cases import Case, case, session
 from hpml.env import BudgetSpent, HpmlError
 from hpml.knobs import KNOBS
@@ -122,9 +122,12 @@ def _weights(case: Case, run_id: str) -> tuple[str | None, str | None]:
     asked = case.knobs.get("weights", "random")
     if asked == "random":
         return None, None
-    path = trained(case.workload, tier=case.tier, data=case.knobs["data"], run_id=run_id) if asked == "trained" else Path(asked)
+    if asked == "trained":
+        path = trained(case.workload, tier=case.tier, data=case.knobs["data"], run_id=run_id)
+    else:
+        path = pretrained.find(workloads.get(case.workload)) if asked == "pretrained" else Path(asked)
     if not path.is_file():
-        raise HpmlError(f"weights={asked!r}: no such file; give random, trained or a .safetensors file")
+        raise HpmlError(f"weights={asked!r}: no such file; give random, trained, pretrained or a .safetensors file")
     return str(path), hashlib.sha256(path.read_bytes()).hexdigest()
 
 

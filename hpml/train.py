@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
-from hpml import distributed, engines
+from hpml import distributed, engines, pretrained
 from hpml import measure as m
 from hpml.data.loader import endless, loader
 from hpml.env import HpmlError, Unavailable
@@ -77,7 +77,7 @@ def build(workload: ModuleType, knobs: dict, classes: int, weights: Path | None)
         distributed.join(knobs)
     model = workload.model(knobs, classes)
     if weights:
-        load_weights(model, weights)
+        load_weights(model, weights, workload)
     layout = torch.channels_last if knobs.get("memory_format") == "channels_last" else torch.contiguous_format
     model = model.to(device, memory_format=layout).train()
     lr = knobs["lr"] or workload.LEARNING_RATE[knobs["optimizer"]]
@@ -127,14 +127,16 @@ def _parallel(model, knobs: dict, actual: dict):
     return model
 
 
-def load_weights(model, path: Path) -> None:
-    """Load a .safetensors file. Raises HpmlError with the file's name when it is damaged or of another model."""
+def load_weights(model, path: Path, workload: ModuleType) -> None:
+    """Load a .safetensors file or published weights (.pth). Raises HpmlError for one that is damaged or of another model."""
+    from pickle import UnpicklingError
+
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError) as error:
+        model.load_state_dict(pretrained.read(path, model, workload) if path.suffix == ".pth" else load_file(path))
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError, AttributeError) as error:
         raise HpmlError(f"{path}: not weights of this model ({str(error).splitlines()[0]})") from None
 
 

@@ -18,9 +18,9 @@ from hpml.env import HpmlError, cache_dir
 if TYPE_CHECKING:
     import numpy as np
 
-RECIPE = 3  # raised whenever other pixels come out, so that old caches and records are not taken for new ones
+RECIPE = 4  # raised whenever other pixels come out, so that old caches and records are not taken for new ones
 SIDE = 128
-BAND = 0.12  # width of the boundary band, of half the picture's side
+BAND = 0.14  # width of the boundary band, of half the picture's side
 NOISE = (0.02, 0.06)  # standard deviation, of 1
 FUR_HUE = ((0.64, 0.42, 0.20), 0.11)  # mean colour and its spread: fur is warm, as with most pets
 GROUND_HUE = ((0.36, 0.46, 0.42), 0.11)

@@ -13,19 +13,21 @@ METRIC = "mean IoU"
 MARGIN = 0.01
 MARGIN_REASON = "one point: MLPerf Inference lets its segmentation model (3D U-Net) lose 1 % of what FP32 reaches"
 PARAMETERS = 60_996_202  # with 21 classes and the auxiliary head (torchvision)
+# torchvision's weights, trained on COCO train2017 with VOC's 21 classes; the last layer of both heads is replaced.
+PRETRAINED = {"torchvision": "DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1", "heads": ("classifier.4.", "aux_classifier.4.")}
 LEARNING_RATE = {"sgd": 0.02, "adam": 0.001}
 INPUT_NAMES, OUTPUT_NAMES = ("images",), ("logits",)
 SOURCES = ("pets",)
 WITHOUT = ("length", "stem")
 AUXILIARY_WEIGHT = 0.5  # of the auxiliary head's loss, as in torchvision's reference training
 LEAST_BATCH = 2  # the pooled branch of the ASPP has one value for each sample, which BatchNorm cannot normalise alone
-# Outputs of the same weights in another engine, over every pixel's logits. FP32: the order of additions differs, 104 layers deep.
-# BF16 and FP16 move the logits, so the answers decide: the share of pixels with the same class. Pixels on an outline lie between
-# two classes and flip at the smallest change, so the share is a little lower than for whole pictures.
+# Outputs of the same weights in another engine, over every pixel's logits. FP32: only the order of additions differs, 104 layers deep.
+# BF16 keeps 8 bits of mantissa, FP16 11: logits move in the second or third digit, and the answers decide: the share of pixels with the
+# same class. A pixel on an outline lies between two classes and flips at a small change, so a few in a hundred may differ.
 PARITY = {
-    "fp32": {"atol": 5e-3, "rtol": 1e-2, "top1_agreement": 0.995},
-    "fp16": {"atol": 2e-1, "rtol": 1e-1, "top1_agreement": 0.98},
-    "bf16": {"atol": 1.0, "rtol": 3e-1, "top1_agreement": 0.95},
+    "fp32": {"atol": 1e-3, "rtol": 1e-2, "top1_agreement": 0.999},
+    "fp16": {"atol": 1e-1, "rtol": 5e-2, "top1_agreement": 0.99},
+    "bf16": {"atol": 5e-1, "rtol": 2e-1, "top1_agreement": 0.98},
 }
 # Inputs shrink at the small tiers, never the architecture of a speed row: one step takes seconds on two cores at 224 pixels.
 _SMOKE = {"batch": 2, "image": 64, "train_samples": 16, "test_samples": 8, "optimizer": "adam"}

@@ -7,6 +7,7 @@ METRIC = "top-1 accuracy"
 MARGIN = 0.01
 MARGIN_REASON = "one point: the MLPerf image classification target allows 1 % relative to FP32"
 PARAMETERS = 25_557_032  # with 1,000 classes (torchvision)
+PRETRAINED = {"torchvision": "ResNet50_Weights.IMAGENET1K_V1", "heads": ("fc.",)}
 LEARNING_RATE = {"sgd": 0.05, "adam": 0.001}
 INPUT_NAMES, OUTPUT_NAMES = ("images",), ("logits",)
 SOURCES = ("cifar10", "cifar100", "digits")

@@ -9,7 +9,7 @@ LAYERS = [
     {"env", "knobs", "records", "compare", "agreement", "preload"},
     {"data", "measure", "ladder", "limits", "plot", "plot_look", "plot_machine", "plot_runs", "plot_stack", "plot_summary", "plot_tradeoff",
      "plot_training", "tables", "tables_training", "tables_runs"},
-    {"workloads", "engines", "export"},
+    {"workloads", "engines", "export", "pretrained"},
     {"train", "distributed", "fit", "infer", "loading", "profiling"},
     {"launch", "cases", "study", "results"},
     {"cli", "runner", "notebooks", "reference", "report", "report_notebook", "report_results"},
