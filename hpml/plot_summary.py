@@ -1,6 +1,5 @@
 """The chart over many comparisons: what is worth it."""
 
-import textwrap
 from collections.abc import Sequence
 
 from hpml import tables
@@ -21,26 +20,25 @@ from hpml.plot_look import (
 FILLS = {"faster": "#A6CEE3", "slower": "#FDD0A2", "no difference": "#EEEEEE", "too few rounds": "#FFFFFF"}
 
 
+LANE_IN = 0.25
+RATED = ("train", "infer", "data")  # phases whose cases have a rate; an export or a quantization has nothing to be worth
+
+
 @styled
 def worth(rows: Sequence[Row]):
-    """What is worth it: techniques down, workloads across, one block a machine. Ratio, verdict, quality; hatched where not measured.
+    """What is worth it: techniques down by phase, workloads across, one block a machine. Ratio, verdict, quality; hatched: not measured.
 
-    Returns the first machine's Axes; the others are in `axes.figure.axes`.
+    Of a ladder the single steps and the whole stack are shown, not the rungs between. Returns the first machine's Axes; the others are in
+    `axes.figure.axes`.
     """
-    others = [row for row in rows if not row.is_baseline]
+    others = [row for row in rows if not row.is_baseline and row.phase in RATED and not _is_rung(row, rows)]
     machines = list(dict.fromkeys(row.machine for row in others)) or ["no machine"]
     blocks = [_worth_cells([row for row in others if row.machine == machine]) for machine in machines]
-    height = sum(0.34 * max(len(techniques), 1) + 0.55 for techniques, _, _ in blocks)
-    figure, grid = figure_of(1.5 + height, rows=len(machines), height_ratios=[max(len(t), 1) + 1 for t, _, _ in blocks])
-    for axes, machine, (techniques, workloads, cells) in zip(grid[:, 0], machines, blocks, strict=True):
-        for (technique, workload), row in cells.items():
-            _worth_cell(axes, techniques.index(technique), workloads.index(workload), row)
-        axes.set_xlim(0, max(len(workloads), 1))
-        axes.set_ylim(max(len(techniques), 1), 0)
-        axes.set_xticks([i + 0.5 for i in range(len(workloads))], [clean(tables.title(w), 12) for w in workloads])
-        axes.set_yticks([i + 0.5 for i in range(len(techniques))], [_two_lines(t) for t in techniques])
-        axes.tick_params(length=0, labeltop=True, labelbottom=False)
-        axes.spines[:].set_visible(False)
+    lanes = [max(len(techniques) + len({phase for phase, _ in techniques}), 1) for techniques, _, _ in blocks]
+    figure, grid = figure_of(1.6 + sum(LANE_IN * n + 0.55 for n in lanes), rows=len(machines), height_ratios=[n + 1 for n in lanes])
+    for axes, machine, n, block in zip(grid[:, 0], machines, lanes, blocks, strict=True):
+        _worth_block(axes, *block)
+        axes.set_ylim(n, 0)
         if len(machines) > 1:
             axes.set_xlabel(clean(machine), loc="left", color=SOFT)
     good = [row for row in others if row.verdict == "faster"]
@@ -62,7 +60,7 @@ def worth(rows: Sequence[Row]):
     alt = (
         f"Grid of techniques and workloads. {claim}. "
         + "; ".join(
-            f"{tables.title(w)}, {t}: {row.verdict_text}, quality {row.quality}"
+            f"{tables.title(w)} {tables.PHASES[t[0]]}, {t[1]}: {row.verdict_text}, quality {row.quality}"
             for _, _, cells in blocks
             for (t, w), row in cells.items()
         )
@@ -71,34 +69,52 @@ def worth(rows: Sequence[Row]):
     return finish(grid[0, 0], clean_lines(headed(claim, others)), caption, alt)
 
 
-def _worth_cells(rows: Sequence[Row]) -> tuple[list[str], list[str], dict]:
-    """(techniques, workloads, row by both). A case measured again counts by its last comparison with most rounds; comparisons with
+def _is_rung(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether the row is a part of a larger stack of its comparison, and a stack itself."""
+    return row.stack and any(
+        other.group == row.group
+        and other.machine == row.machine
+        and set(other.differs_in) > set(row.differs_in)
+        and all(other.knobs[name] == row.knobs[name] for name in row.differs_in)
+        for other in rows
+    )
+
+
+def _worth_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[str], dict]:
+    """((phase, technique), workloads, row by both). A case measured again counts by its last comparison with most rounds; comparisons with
     other settings of the remaining knobs are techniques of their own, named with what differs."""
-    cells: dict[tuple[str, str], Row] = {}
+    cells: dict[tuple[tuple[str, str], str], Row] = {}
     for row, label in zip(rows, tables.names(rows), strict=True):
         rest = label.removeprefix(row.label)  # what tells twins apart
-        key = (
-            f"{tables.PHASES.get(row.phase, row.phase)}: {tables.settings(row, row.differs_in, ', ') or row.label}{rest}",
-            row.workload,
-        )
+        technique = f"{tables.settings(row, row.differs_in, ', ') or row.label}{rest}"
+        key = ((row.phase, technique), row.workload)
         if key not in cells or row.rounds >= cells[key].rounds:
             cells[key] = row
-    return sorted({t for t, _ in cells}, key=_order(cells)), list(dict.fromkeys(w for _, w in cells)), cells
+    techniques = sorted(dict.fromkeys(t for t, _ in cells), key=lambda t: RATED.index(t[0]))  # in measuring order, phases together
+    return techniques, list(dict.fromkeys(w for _, w in cells)), cells
 
 
-def _two_lines(technique: str) -> str:
-    lines = textwrap.wrap(clean(technique), 36)
-    return "\n".join([*lines[:1], clean(" ".join(lines[1:]), 36)] if len(lines) > 1 else lines)
+def _worth_block(axes, techniques: Sequence[tuple[str, str]], workloads: Sequence[str], cells: dict) -> None:
+    """One machine: a heading for each phase, a lane for each technique."""
+    names, places, y, last = [], {}, 0, None
+    for phase, technique in techniques:
+        if phase != last:
+            axes.text(0, y + 0.5, tables.PHASES[phase].capitalize(), weight="bold", ha="left", va="center")
+            y, last = y + 1, phase
+        places[phase, technique] = y
+        names.append((y + 0.5, clean(technique, 44)))
+        y += 1
+    for (technique, workload), row in cells.items():
+        _worth_cell(axes, places[technique], workloads.index(workload), row, 8 if len(workloads) <= 4 else 6.5)
+    axes.set_xlim(0, max(len(workloads), 1))
+    axes.set_xticks([i + 0.5 for i in range(len(workloads))], [clean(tables.title(w), 12) for w in workloads],
+                    fontsize=8.5 if len(workloads) <= 4 else 7)
+    axes.set_yticks([at for at, _ in names], [text for _, text in names], fontsize=7.5)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
 
 
-def _order(cells: dict) -> object:
-    """Techniques in the order in which they were measured, phases together."""
-    phases = list(tables.PHASES.values())
-    seen = list(dict.fromkeys(t for t, _ in cells))
-    return lambda t: (phases.index(t.split(":")[0]) if t.split(":")[0] in phases else len(phases), seen.index(t))
-
-
-def _worth_cell(axes, y: int, x: int, row: Row) -> None:
+def _worth_cell(axes, y: int, x: int, row: Row, fontsize: float) -> None:
     from matplotlib.patches import Rectangle
 
     measured = row.ratio is not None
@@ -121,6 +137,6 @@ def _worth_cell(axes, y: int, x: int, row: Row) -> None:
             f"{GLYPHS.get(row.verdict, '')} {tables.ratio(row.ratio)} {mark}",
             ha="center",
             va="center",
-            fontsize=8.5,
+            fontsize=fontsize,
             weight="bold" if row.verdict == "faster" and row.quality == "kept" else "normal",
         )

@@ -154,7 +154,8 @@ def test_worth_is_a_grid_with_verdicts_quality_and_hatching(rows):
     shown = texts(axes)
     row = group(rows, "precision")[1]
     assert f"▲ {row.ratio:.2f}x ✓" in shown and "▼ 0.8" in shown and "? 1.0" in shown and "= 1.00x" in shown
-    assert "training: precision=bf16" in shown and "inference: engine=tensorrt, batch=8" in shown and "XLNet" in shown
+    assert "Training" in shown and "Inference" in shown and "precision=bf16" in shown and "engine=tensorrt, batch=8" in shown
+    assert "XLNet" in shown
     assert sum(bool(p.get_hatch()) for p in axes.patches) == 4
     assert "Faster in 11 of 14 measured cases, quality shown to be kept in 1 of them" in shown
     inside(axes)
@@ -162,8 +163,21 @@ def test_worth_is_a_grid_with_verdicts_quality_and_hatching(rows):
     assert len(plot.worth([*rows, *other]).figure.axes) == 2
 
 
+def test_worth_leaves_out_rungs_and_what_has_no_rate(rows):
+    steps = {"workers": 2, "memory_format": "channels_last", "precision": "bf16"}
+    sets = [{}, *({name: steps[name] for name in names} for names in (
+        ("workers",), ("workers", "memory_format"), ("workers", "memory_format", "precision"), ("precision",)))]
+    climbed = [make(changes=c, varying=tuple(steps), group="l", number=n, order=o, per_s=50 + o)
+               for n in range(3) for o, c in enumerate(sets)]
+    exported = [dataclasses.replace(row, phase="export", status="failed", per_s=None, ratio=None) for row in group(rows, "precision")]
+    shown = texts(plot.worth([*compare.rows(climbed), *exported]))
+    assert shown.count("x –") == 3, "two steps alone and the whole stack"
+    assert "Training" in shown and "xport" not in shown
+
+
 def test_worth_holds_six_workloads(rows):
-    many = [dataclasses.replace(row, workload=name) for name in tables.TITLES for row in group(rows, "precision")]
+    many = [dataclasses.replace(row, workload=name, verdict="faster", quality="kept")  # bold: the widest
+            for name in tables.TITLES for row in group(rows, "precision") if row.ratio]
     axes = plot.worth(many)
     inside(axes)
     cells = [t for t in axes.texts if "x" in t.get_text()]

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from test_ladder import climbed
 from test_tables import fit, make, noise, study, sweep
 
 from hpml import records, report, report_notebook
@@ -256,6 +257,17 @@ def test_a_failed_round_is_told_although_the_case_has_figures(tmp_path):
     )
     page = Page(report.build(run_folder(tmp_path, [*sweep("precision", ["fp32", "bf16"]), failed])))
     assert "round 10: worker died (failed)" in page.text
+
+
+def test_a_ladder_has_its_chart_and_words_and_what_is_made_once_its_figures(tmp_path):
+    quantized = [make(phase="infer", group="made", number=n) for n in range(3)]
+    for record in quantized:
+        record.case, record.samples, record.stats = {**record.case, "phase": "quantize"}, None, None
+        record.cold = {"quantize_s": 12.0 + record.protocol["round"], "bytes": 24 * 2**20, "spawn_s": 1.0}
+    folder = run_folder(tmp_path, noise() + climbed() + quantized)
+    text = html.unescape(report.build(folder).read_text())
+    assert (folder / "charts" / "resnet50-train-ladder.png").is_file() and "as the last one 1.49x" in text
+    assert "quantization, as it is: quantize 13.0 s, 24.0 MiB; 3 rounds" in text
 
 
 def test_damaged_files_are_told_not_fatal(tmp_path):
