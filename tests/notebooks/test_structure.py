@@ -62,6 +62,16 @@ def test_it_opens_with_title_and_question(path):
     assert described.question.endswith("?")
 
 
+def test_each_leads_to_its_neighbours():
+    course = notebooks.course()
+    for number, one in enumerate(course):
+        line = re.search(r"Previous: (.*) · next: (.*)", book(one.path).cells[0].source)
+        assert line, one.name
+        before, after = (LINK.search(side) for side in line.groups())
+        assert before[1] == (course[number - 1].path.name if number else "../README.md"), one.name
+        assert (after and after[1]) == (course[number + 1].path.name if number + 1 < len(course) else None), one.name
+
+
 @each
 def test_parameters_are_the_courses_and_stored_at_the_smoke_tier(path):
     cells = [cell for cell in code(path) if "parameters" in cell.metadata.get("tags", [])]
