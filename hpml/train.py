@@ -107,7 +107,10 @@ def _scripted(model, script: str):
         with warnings.catch_warnings():
             for kind in (DeprecationWarning, FutureWarning):  # TorchScript is deprecated; the study measures it all the same
                 warnings.simplefilter("ignore", kind)
-            return torch.jit.script(model)
+            try:
+                return torch.jit.script(model)
+            except Exception as error:  # whatever a stray model provokes in a compiler of Python source
+                raise Unavailable(f"torch.jit.script refuses {type(model).__name__}: {engines.one_line(error)}") from error
     if script == "compile":
         return torch.compile(model)
     return model

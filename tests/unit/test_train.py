@@ -103,6 +103,16 @@ def test_what_a_machine_cannot_do_is_said():
         gradient([batch(8)], parallel="dp")
 
 
+class Varying(torch.nn.Module):
+    def forward(self, *parts):
+        return sum(parts)
+
+
+def test_a_model_that_torchscript_refuses_is_unavailable_with_its_reason():
+    with pytest.raises(Unavailable, match="torch.jit.script refuses Varying: .*variable number of arguments"):
+        train._scripted(Varying(), "torchscript")
+
+
 def test_a_batch_that_cannot_be_split_is_refused():
     job = {"knobs": validate("train", {"batch": 10, "accum_steps": 4}), "protocol": {"seed": 0}, "weights": None}
     with pytest.raises(HpmlError, match="batch=10 cannot be split into accum_steps=4"):
