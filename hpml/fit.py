@@ -1,5 +1,8 @@
 """Training for real: epochs with the quality after each, checkpoints, weights, predictions and TensorBoard logs."""
 
+import os
+import signal
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +22,7 @@ def fit(job: dict, workload: ModuleType) -> dict:
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
-    from hpml.data import summary
+    from hpml.data import skipped, summary
 
     knobs, protocol, folder = distributed.own(job["knobs"]), job["protocol"], Path(job["run_dir"])
     here = distributed.place()
@@ -33,21 +36,27 @@ def fit(job: dict, workload: ModuleType) -> dict:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     single = getattr(model, "module", model)  # without DP or DDP, whose forward pass waits for the other ranks
     plain = getattr(single, "_orig_mod", single)
-    state = {"epoch": 0, "curve": [], "losses": [], "values": []}
+    state = {"epoch": 0, "curve": [], "losses": [], "values": [], "gradients": []}
     if checkpoint.exists():
         state = _resume(checkpoint, plain, optimizer, schedule, scaler)
+    actual["resumed_from"] = state["epoch"]
     if distributed.mean([state["epoch"]], knobs["device"]) != [state["epoch"]]:
         raise HpmlError(f"the ranks go on from different epochs: let all of them see {checkpoint.parent}")
     writer = SummaryWriter(str(folder / "tensorboard" / name)) if not here.index else None
     mark, best = m.cpu_mark(), None
+    saved = cost_s = 0.0
     for epoch in range(state["epoch"], knobs["epochs"]):
         torch.manual_seed(1000 * protocol["seed"] + epoch)  # order and augmentation of an epoch depend on its number alone
         batches.generator.manual_seed(1000 * protocol["seed"] + epoch)
         model.train()
         stream, losses = iter(batches), []
-        for _ in range(steps):
+        for step in range(steps):
+            watched = (epoch, step) in {(0, 0), (knobs["epochs"] - 1, steps - 1)}
+            hook = optimizer.register_step_pre_hook(lambda *_: state["gradients"].append(gradient_norms(plain))) if watched else None
             marks = m.Marks(knobs["device"])
             losses.append(train_step(model, stream, knobs, workload=workload, optimizer=optimizer, scaler=scaler, marks=marks))
+            if hook:
+                hook.remove()
             schedule.step()
             state["values"].append(sum(marks.spans()))
         losses = distributed.mean([float(loss) for loss in losses], knobs["device"])
@@ -59,9 +68,16 @@ def fit(job: dict, workload: ModuleType) -> dict:
         state["curve"].append([epoch + 1, float(np.mean(losses)), best["value"]])
         writer.add_scalar("loss/train", float(np.mean(losses)), epoch + 1)
         writer.add_scalar(f"{best['metric']}/test", best["value"], epoch + 1)
-        _save(checkpoint, {**state, "model": plain.state_dict(), "optimizer": optimizer.state_dict(),
-                           "schedule": schedule.state_dict(), "scaler": scaler.state_dict()})
+        # A checkpoint of a large net takes seconds: of many short epochs only some are saved, so that it costs at most a sixth.
+        started = time.perf_counter()
+        if cost_s < 0.1 or started - saved > 5 * cost_s or knobs["interrupt"] == epoch + 1:
+            _save(checkpoint, {**state, "model": plain.state_dict(), "optimizer": optimizer.state_dict(),
+                               "schedule": schedule.state_dict(), "scaler": scaler.state_dict()})
+            saved = time.perf_counter()
+            cost_s = saved - started
         print(f"epoch {epoch + 1} of {knobs['epochs']}: loss {np.mean(losses):.3f}, {best['metric']} {best['value']:.3f}", flush=True)
+        if knobs["interrupt"] == epoch + 1 and not actual["resumed_from"]:
+            os.kill(os.getpid(), signal.SIGKILL)
     samples = {"unit": "s", "items": micro * knobs["accum_steps"] * here.size, "values": state["values"]}
     if here.index:
         return {"samples": samples, "center": "mean", "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()}, "actual": actual,
@@ -76,9 +92,16 @@ def fit(job: dict, workload: ModuleType) -> dict:
         "samples": samples, "center": "mean",
         "cold": {"load_s": load_s}, "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()},
         "quality": {**quality(best, workload), "curve": state["curve"], "losses": state["losses"][::thin], "losses_every": thin},
-        "actual": {**actual, "data": summary(image_set), "classes": list(image_set.classes), "artefacts": artefacts},
+        "actual": {**actual, **skipped(dataset), "gradients": state["gradients"], "data": summary(image_set),
+                   "classes": list(image_set.classes), "artefacts": artefacts},
         "disturbance": distributed.disturbance(mark),
     }
+
+
+def gradient_norms(model) -> list[tuple[str, float]]:
+    """(layer, Euclidean norm of its weight's gradient) in the model's order, of parameters with at least two dimensions."""
+    return [(name.removesuffix(".weight"), float(p.grad.norm())) for name, p in model.named_parameters()
+            if p.grad is not None and p.dim() > 1]
 
 
 def quality(scores: dict, workload: ModuleType) -> dict:
@@ -86,7 +109,7 @@ def quality(scores: dict, workload: ModuleType) -> dict:
     margin = workload.MARGIN
     details = {"details": scores["details"]} if scores.get("details") else {}  # other figures of the same evaluation, by name
     return {"metric": scores["metric"], "value": scores["value"], "n": scores["n"], "chance": scores["chance"], "margin": margin,
-            "informative": scores["chance"] + 5 * margin < scores["value"] < 0.999, **details}
+            "informative": scores.get("informative", True) and scores["chance"] + 5 * margin < scores["value"] < 0.999, **details}
 
 
 def predictor(model, knobs: dict):

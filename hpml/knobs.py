@@ -41,7 +41,7 @@ KNOBS: dict[str, Knob] = {
     "prefetch": Knob(2, _LOAD, "batches loaded ahead by each worker", least=1),
     "persistent_workers": Knob(True, _LOAD, "keep workers alive between epochs"),
     "start_method": Knob("forkserver", _LOAD, "how workers start", ("fork", "forkserver", "spawn")),
-    "storage": Knob("array", _LOAD, "array: decoded pixels in memory; jpeg: decode a 256-pixel JPEG for each sample", ("array", "jpeg")),
+    "storage": Knob("array", _LOAD, "array: decoded pixels in memory; jpeg: decode a JPEG for each sample", ("array", "jpeg")),
     "non_blocking": Knob(False, _TRAIN, "do not wait for the copy to the device"),
     "precision": Knob("fp32", (*_TRAIN, *_ENGINE, "export"), "arithmetic of the model", ("fp32", "bf16", "fp16", "int8")),
     "memory_format": Knob("contiguous", (*_TRAIN, *_ENGINE), "order of image tensors in memory", ("contiguous", "channels_last")),
@@ -67,6 +67,7 @@ KNOBS: dict[str, Knob] = {
     "calib_samples": Knob(128, (*_ENGINE, "quantize"), "training samples that the ranges of INT8 are taken from", least=1),
     "calib_method": Knob("minmax", (*_ENGINE, "quantize"), "how a range is chosen from what was seen", ("minmax", "entropy", "percentile")),
     "measure": Knob("speed", ("infer",), "speed, or quality over the test samples", ("speed", "quality")),
+    "interrupt": Knob(0, ("train",), "kill a whole training once, after this epoch: a planted crash, for testing resume"),
     "slowdown": Knob(0.0, ("train", "infer"), "extra time per step as a share of it: a planted difference, for testing the protocol"),
     "seed": Knob(0, _ALL, "random seed; each round adds its number"),
     "kind": Knob("matmul", ("limit",), "which limit",
@@ -76,7 +77,7 @@ KNOBS: dict[str, Knob] = {
 # What may differ between a speed figure and the quality run that vouches for it: the amount of training, the size of the
 # input, the first layers fitted to it and the variant that was small enough to train are not what a technique is.
 SIZE_KNOBS = ("epochs", "train_samples", "test_samples", "image", "batch", "threads", "schedule", "measure", "hint", "lr", "seed",
-              "slowdown", "stem", "length", "variant", "weights")
+              "slowdown", "interrupt", "stem", "length", "variant", "weights")
 
 
 def defaults(phase: str) -> dict:

@@ -24,7 +24,7 @@ OUT_OF_TIME = "budget"  # how the reason of a record begins that the run's time 
 COMPILE_LIMIT_S = {"smoke": 60, "cpu": 60, "gpu": 600, "full": 3600}  # a longer compilation is given up, and the record says so
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
 MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "infer.py", "loading.py", "profiling.py", "launch.py", "export.py",
-             "limits.py", "data/*.py", "engines/*.py")
+             "limits.py", "data/*.py", "engines/*.py", "workloads/_*.py")
 
 
 def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None = None, run_id: str | None = None) -> Results:

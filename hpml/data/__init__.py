@@ -5,9 +5,9 @@ from __future__ import annotations
 from hpml.data.images import ImageDataset, ImageSet, mean_std, subset
 from hpml.env import HpmlError, Unavailable
 
-__all__ = ["SOURCES", "ImageDataset", "ImageSet", "describe", "identity", "mean_std", "open_images", "subset", "summary"]
+__all__ = ["SOURCES", "ImageDataset", "ImageSet", "describe", "identity", "mean_std", "open_images", "skipped", "subset", "summary"]
 
-SOURCES = ("auto", "real", "standin", "cifar10", "cifar100", "digits")
+SOURCES = ("auto", "real", "standin", "cifar10", "cifar100", "digits", "imagenet")
 
 
 def open_images(source: str = "auto") -> ImageSet:
@@ -17,7 +17,7 @@ def open_images(source: str = "auto") -> ImageSet:
     stand-in; a name: that one. Nothing is downloaded. Raises Unavailable, with what to do, for a set that is not here,
     and HpmlError for an unknown name or damaged files.
     """
-    from hpml.data import cifar, digits, shapes
+    from hpml.data import cifar, digits, imagenet, shapes
 
     if source not in SOURCES:
         raise HpmlError(f"data source {source!r} is unknown; choose one of: {', '.join(SOURCES)}")
@@ -25,6 +25,8 @@ def open_images(source: str = "auto") -> ImageSet:
         return cifar.load(source)
     if source == "digits":
         return digits.load()
+    if source == "imagenet":
+        return imagenet.load()
     if source == "standin":
         return shapes.load()
     for name in ("cifar10", "cifar100"):
@@ -53,10 +55,18 @@ def summary(image_set: ImageSet) -> dict:
             "checksum": image_set.checksum, **made}
 
 
+def skipped(dataset) -> dict:
+    """What a record says of samples that could not be read: their number and the first names; empty without any."""
+    names = getattr(dataset, "skipped", None)
+    return {"skipped": {"count": len(names), "files": names[:20]}} if names else {}
+
+
 def identity(source: str) -> str:
     """What a name stands for on this machine right now, without opening it: file, size and change time of a file."""
-    from hpml.data import cifar
+    from hpml.data import cifar, imagenet
 
+    if source == "imagenet" and (path := imagenet.find()):
+        return imagenet.identity(path)
     names = ("cifar10", "cifar100") if source in ("auto", "real") else (source,)
     for name in names:
         path = cifar.find(name) if name in ("cifar10", "cifar100") else None

@@ -46,11 +46,25 @@ def fetch(name: str, *, into: Path | None = None, progress: Callable[[str], None
     """
     entry = _entry(name, entries)
     files = entry.get("files") or [entry]  # a set of several archives lists them
+    if entry.get("steps"):
+        return _gated(name, entry, progress)
     if not files[0]["urls"]:
         raise HpmlError(f"{name}: nothing to fetch: {entry['how']}")
     folder = Path(into) if into else data_dir() / name
     there = [_fetched(name, {**entry, **file}, folder, progress) for file in files]
     return there[0] if len(there) == 1 else folder
+
+
+def _gated(name: str, entry: dict, progress: Callable[[str], None]) -> Path:
+    """Print the steps to a set that its publisher gives out on request, then check what is here."""
+    for step in entry["steps"]:
+        progress(step)
+    found = _found(entry, _module(entry))
+    if found is None:
+        raise HpmlError(f"{name} is not here yet: follow the steps above, then run it again")
+    for line in _module(entry).check(name, found):
+        progress(line)
+    return found
 
 
 def _fetched(name: str, entry: dict, folder: Path, progress: Callable[[str], None]) -> Path:

@@ -57,7 +57,7 @@ class ImageSet:
 @dataclass(frozen=True)
 class _Mapped:
     path: str
-    dtype: str
+    dtype: np.dtype
     shape: tuple[int, ...]
     offset: int
 
@@ -92,7 +92,7 @@ def _mapped(array: np.ndarray) -> np.ndarray | _Mapped:
     if not whole or not array.size or not array.flags.c_contiguous:
         return array
     offset = owner.offset + array.ctypes.data - owner.ctypes.data
-    return _Mapped(str(owner.filename), array.dtype.str, array.shape, offset)
+    return _Mapped(str(owner.filename), array.dtype, array.shape, offset)
 
 
 # ---- converted once, mapped later

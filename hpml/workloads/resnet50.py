@@ -1,16 +1,17 @@
-"""ResNet-50 (He et al., 2015, arXiv:1512.03385) as an image classifier: CIFAR-10 / CIFAR-100, handwritten digits, a stand-in."""
+"""ResNet-50 (He et al., 2015, arXiv:1512.03385) as an image classifier: CIFAR-10 / CIFAR-100, handwritten digits, ImageNet, a stand-in."""
+
+from hpml.workloads._classifier import METRIC, cut, dataset, evaluate, example_inputs, loss, split  # noqa: F401 the contract
 
 NAME = "resnet50"
 TITLE = "ResNet-50"
 TASK = "image classification"
-METRIC = "top-1 accuracy"
 MARGIN = 0.01
 MARGIN_REASON = "one point: the MLPerf image classification target allows 1 % relative to FP32"
 PARAMETERS = 25_557_032  # with 1,000 classes (torchvision)
 PRETRAINED = {"torchvision": "ResNet50_Weights.IMAGENET1K_V1", "heads": ("fc.",)}
 LEARNING_RATE = {"sgd": 0.05, "adam": 0.001}
 INPUT_NAMES, OUTPUT_NAMES = ("images",), ("logits",)
-SOURCES = ("cifar10", "cifar100", "digits")
+SOURCES = ("cifar10", "cifar100", "digits", "imagenet")
 # Outputs of the same weights in another engine. FP32: only the order of additions differs, 50 layers deep; BF16 keeps 8 bits of
 # mantissa, so logits move in the second digit and only the answers are compared.
 PARITY = {
@@ -61,11 +62,10 @@ SIZES = {
 
 
 def data(knobs: dict):
-    """The ImageSet that the knobs ask for, cut to train_samples and test_samples (class-balanced, seeded by 0: all cases share it)."""
+    """The ImageSet that the knobs ask for, cut to train_samples and test_samples."""
     from hpml import data as sources
-    from hpml.data.images import subset
 
-    return subset(sources.open_images(knobs["data"]), knobs["train_samples"], knobs["test_samples"], 0)
+    return cut(sources.open_images(knobs["data"]), knobs)
 
 
 def identity(knobs: dict) -> str:
@@ -73,15 +73,6 @@ def identity(knobs: dict) -> str:
     from hpml import data as sources
 
     return sources.identity(knobs["data"])
-
-
-def dataset(knobs: dict, image_set, *, train: bool):
-    """Map-style data set of (float32 [3, image, image], class index)."""
-    from hpml.data.images import ImageDataset
-
-    images, labels = (image_set.train_images, image_set.train_labels) if train else (image_set.test_images, image_set.test_labels)
-    return ImageDataset(images, labels, train=train, image=knobs["image"], storage=knobs.get("storage", "array"),
-                        flip=image_set.mirror_ok)
 
 
 def model(knobs: dict, classes: int):
@@ -95,40 +86,3 @@ def model(knobs: dict, classes: int):
         net.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         net.maxpool = torch.nn.Identity()
     return net
-
-
-def loss(outputs, targets):
-    """Summed cross-entropy over the micro-batch: the caller divides by the true count. outputs [N, classes], targets [N]."""
-    import torch
-
-    return torch.nn.functional.cross_entropy(outputs.float(), targets, reduction="sum")
-
-
-def split(batch) -> tuple[tuple, object]:
-    """A collated batch as (inputs of the model, targets)."""
-    return (batch[0],), batch[1]
-
-
-def example_inputs(knobs: dict, batch: int) -> tuple:
-    """Seeded inputs of the right shape and scale for export: ([batch, 3, image, image],)."""
-    import torch
-
-    return (torch.randn(batch, 3, knobs["image"], knobs["image"], generator=torch.Generator().manual_seed(0)),)
-
-
-def evaluate(predict, knobs: dict, image_set) -> dict:
-    """Top-1 accuracy of `predict` (tuple of arrays -> logits [N, classes]) over the test images, by one loader for all engines.
-
-    Returns metric, value, n, chance and the predictions with their probabilities.
-    """
-    import numpy as np
-
-    from hpml.data.loader import loader
-
-    batches = loader(dataset(knobs, image_set, train=False), {}, batch=max(knobs["batch"], 32), shuffle=False, seed=0)
-    logits = np.concatenate([np.asarray(predict((images.numpy(),)), dtype=np.float32) for images, _ in batches])
-    labels = np.asarray(image_set.test_labels)
-    exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
-    value = float((logits.argmax(axis=1) == labels).mean())
-    return {"metric": METRIC, "value": value, "n": len(labels), "chance": float(np.bincount(labels).max() / len(labels)),
-            "predictions": logits.argmax(axis=1), "labels": labels, "confidence": (exponent / exponent.sum(1, keepdims=True)).max(axis=1)}
