@@ -16,8 +16,9 @@ TRACED_STEPS = 2  # a trace grows by megabytes a step
 def measure(job: dict, workload: ModuleType) -> dict:
     """Some training steps in a fresh process, plain and then under each profiler. Returns the record's fields.
 
-    The plain steps are the sample. `actual` holds "functions" (cProfile), "operators" (torch.profiler), "flops" by operator for one
-    sample, "trace" (a Chrome trace in the run's folder) and "overhead" (a profiled step over a plain one: its times are no figures).
+    The plain steps are the sample. `actual` holds "functions" of a step and of its "loading" alone (cProfile), "operators"
+    (torch.profiler), "flops" by operator for one sample, "trace" (a Chrome trace in the run's folder) and "overhead" (a profiled step
+    over a plain one: its times are no figures).
     """
     from hpml.data import summary
 
@@ -43,18 +44,20 @@ def measure(job: dict, workload: ModuleType) -> dict:
     disturbed = m.disturbance(mark)
     read = m.bytes_read() - disk if disk is not None else None
     memory = {"peak_rss_mib": m.peak_rss_mib(), "workers_peak_rss_mib": m.workers_peak_rss_mib(), **m.device_memory()}
-    profile = cProfile.Profile()
-    profile.enable()
-    by_cprofile, _ = steps(count)
-    profile.disable()
+    profile, loading = cProfile.Profile(), cProfile.Profile()
+    with profile:
+        by_cprofile, _ = steps(count)
+    with loading:  # alone: in the step's table the arithmetic crowds it out
+        for _ in range(count * knobs["accum_steps"]):
+            next(stream)
     trace = Path(job["run_dir"]) / "profiles" / f"{job['case']['key']}-r{protocol['round']}.trace.json.gz"
     operators, by_torch = _operators(lambda: steps(TRACED_STEPS)[0], knobs["device"], trace)
     usual, flops = sum(plain) / len(plain), counted_flops(workload, knobs, len(image_set.classes))
     return {
         "samples": {"unit": "s", "items": knobs["batch"], "values": plain, "phases": phases}, "center": "work median + wait mean",
         "cold": {"load_s": load_s}, "memory": memory, "io": {"bytes_read": read, "wait_share": sum(phases["wait"]) / sum(plain)},
-        "actual": {**actual, "data": summary(image_set), "functions": _functions(profile, count), "operators": operators,
-                   "flops": flops, "trace": f"profiles/{trace.name}",
+        "actual": {**actual, "data": summary(image_set), "functions": _functions(profile, count), "loading": _functions(loading, count),
+                   "operators": operators, "flops": flops, "trace": f"profiles/{trace.name}",
                    "overhead": {"cProfile": sum(by_cprofile) / count / usual, "torch.profiler": sum(by_torch) / TRACED_STEPS / usual}},
         "disturbance": disturbed, "work": step_work(sum(flops.values()), knobs, actual),
     }

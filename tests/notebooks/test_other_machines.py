@@ -83,10 +83,30 @@ def test_accumulation_shows_the_memory_that_the_machine_has(tmp_path, monkeypatc
 def test_where_time_goes_names_the_largest_phase_of_each_machine(tmp_path, monkeypatch):
     name, book = cells("20")
     for machine in (GPU, CPU):
-        case = {**made("as it is", machine["id"], 0, "as it is", []), "phase": "profile"}
-        records.append(tmp_path / machine["id"] / "records.jsonl",
-                       record(name, machine, case, {"device": "cuda" if machine["gpu"] else "cpu"}, 0.5, 0))
+        case = {**made("as it is", machine["id"], 0, "storage=array", []), "phase": "profile"}
+        device = "cuda" if machine["gpu"] else "cpu"
+        found = record(name, machine, case, {"device": device}, 0.5, 0, limit={"percent": 21.55, "bound": "compute"})
+        records.append(tmp_path / machine["id"] / "records.jsonl", found)
+    waiting = record(name, GPU, {**case, "label": "storage=jpeg", "key": "jpeg"}, {"device": "cuda"}, 0.5, 0)
+    seconds = {"wait": 0.35, "copy": 0.04, "forward": 0.03, "backward": 0.04, "optimizer": 0.04}
+    waiting.samples["phases"] = {phase: [value] * 3 for phase, value in seconds.items()}
+    records.append(tmp_path / GPU["id"] / "records.jsonl", waiting)
     text = said(book, tmp_path, monkeypatch)
-    assert "2 profiles of 2 reference machines" in text and "wait 2%, copy 8%, forward 30%, backward 50%, optimizer 10%" in text
-    assert "ResNet-50 on test-gpu, as it is: backward is 50% of a step. Twice as fast: 1.33x" in text
+    assert "profiles: 3; reference machines: 2" in text
+    assert ("ResNet-50 on test-gpu, storage=array: 500 ms a step; wait 2 %, copy 8 %, forward 30 %, backward 50 %, optimizer 10 %; "
+            "compute-bound; 21.6 % of the compute limit\n") in text
+    assert "wait 70 %, copy 8 %, forward 6 %, backward 8 %, optimizer 8 %; loader-bound\n" in text
+    assert "test-gpu, storage=array: backward is 50 % of a step. Twice as fast, it gives 1.33x; at no cost at all, 2.00x." in text
+    assert "storage=jpeg: wait is 70 % of a step" in text and "See 21 (loader workers)" in text
     assert "On a GPU: not measured here" not in text
+
+
+def test_where_time_goes_says_that_no_gpu_was_measured(tmp_path, monkeypatch):
+    name, book = cells("20")
+    case = {**made("as it is", "one", 0, "device=cpu", []), "phase": "profile"}
+    records.append(tmp_path / CPU["id"] / "records.jsonl", record(name, CPU, case, {"device": "cpu"}, 0.5, 0))
+    absent = record(name, CPU, {**case, "label": "device=cuda", "key": "cuda"}, {"device": "cuda"}, None, 0)
+    records.append(tmp_path / CPU["id"] / "records.jsonl", absent)
+    text = said(book, tmp_path, monkeypatch)
+    assert "profiles: 1; reference machines: 1" in text and "On a GPU: not measured here, no reference machine has one yet." in text
+

@@ -26,6 +26,7 @@ def test_a_profile_names_what_ran_and_is_no_comparison():
     functions = {row["function"] for row in record.actual["functions"]}
     assert any("conv2d" in name for name in functions) and any("run_backward" in name for name in functions)
     assert not any(name.startswith("/") or " at 0x" in name for name in functions)
+    assert any(row["function"].endswith("tiny.py:__getitem__") for row in record.actual["loading"])
     operators = [row["operator"] for row in record.actual["operators"]]
     assert any("conv" in name for name in operators)
     own = [row["own_s"] for row in record.actual["operators"]]
