@@ -18,13 +18,13 @@ def parts(records: Sequence[Record]) -> str:
     for r in records:
         if r.status != "ok" or not r.stats or compare.is_quality_run(r) or r.case["phase"] not in KNOB:
             continue
-        knob = KNOB[r.case["phase"]]
+        knobs = [name for name in (KNOB[r.case["phase"]], "length") if name in r.knobs]
         seconds = {"ms": r.stats["center_s"], "first ms": r.cold.get("first_call_s")}
         for key in ("with_copies", "with_preprocessing"):
             seconds[key.replace("_", " ") + " ms"] = r.stats[key]["median"] if key in r.stats else None
         read, wait = r.io.get("bytes_read"), r.io.get("wait_share")
         lines.append({
-            "case": f"{r.case['phase']}, {knob}={r.knobs.get(knob)}", "samples/s": figure(r.stats["per_s"]),
+            "case": ", ".join([r.case["phase"], *(f"{name}={r.knobs[name]}" for name in knobs)]), "samples/s": figure(r.stats["per_s"]),
             **{key: figure(value and 1e3 * value) for key, value in seconds.items()}, "memory MiB": figure(r.memory.get("peak_rss_mib")),
             "read MiB": "" if read is None else f"{read / 2**20:.1f}", "wait": "" if wait is None else f"{wait:.1%}"})
     return pd.DataFrame(lines).fillna("").to_string(index=False) if lines else "nothing measured"

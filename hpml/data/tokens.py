@@ -38,7 +38,7 @@ def with_tokenizer(reviews: ReviewSet) -> ReviewSet:
     """The reviews with the tokenizer that reads them, named: the published one, else one trained on all training texts of this set."""
     path = published()
     if path:
-        return replace(reviews, tokenizer=f"{FOLDER}, published", tokenizer_file=str(path))
+        return replace(reviews, tokenizer=f"{FOLDER} ({path.name}), published", tokenizer_file=str(path))
     identity = f"{reviews.checksum} {len(reviews.train_texts)} {TRAINED_PIECES} {TRAINED_ON} {SPECIAL}"
     path = cache_dir() / f"tokenizer-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
     if not path.is_file():
@@ -55,12 +55,7 @@ def open_tokenizer(path: str | Path, length: int):
     from tokenizers import Tokenizer
 
     try:
-        if Path(path).name == "spiece.model":
-            from transformers import XLNetTokenizerFast
-
-            tokenizer = XLNetTokenizerFast.from_pretrained(str(Path(path).parent), local_files_only=True).backend_tokenizer
-        else:
-            tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = _of_pieces(Path(path)) if Path(path).name == "spiece.model" else Tokenizer.from_file(str(path))
     except Exception as error:  # whatever a damaged file provokes; the library raises plain Exception
         raise HpmlError(f"{path}: not a tokenizer ({str(error).splitlines()[0][:100]})") from None
     if [tokenizer.token_to_id(token) for token in SPECIAL] != list(range(len(SPECIAL))):
@@ -129,9 +124,32 @@ class TokenDataset:
         return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(mask.astype(np.float32)), int(self.labels[index])
 
 
+def _of_pieces(path: Path):
+    """XLNet's sentencepiece model as a tokenizers.Tokenizer: pieces, scores, and the normalisation of tokenizer.json."""
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    tokenizer = Tokenizer(models.Unigram([(piece.piece, piece.score) for piece in model.pieces], unk_id=0))
+    charsmap = model.normalizer_spec.precompiled_charsmap
+    tokenizer.normalizer = normalizers.Sequence([
+        normalizers.Replace("``", '"'), normalizers.Replace("''", '"'), normalizers.NFKD(), normalizers.StripAccents(),
+        *([normalizers.Precompiled(charsmap)] if charsmap else [])])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    return _ending(tokenizer)
+
+
+def _ending(tokenizer):
+    """The tokenizer with <sep> <cls> after each text."""
+    from tokenizers import processors
+
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A:0 <sep>:0 <cls>:2", special_tokens=[("<sep>", 4), ("<cls>", 3)])
+    return tokenizer
+
+
 def _trained(texts: Sequence[str]):
     """Byte-pair encoding with XLNet's special tokens and its '<text> <sep> <cls>'. Equal texts give an equal tokenizer."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.NFKC()
@@ -139,8 +157,7 @@ def _trained(texts: Sequence[str]):
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=TRAINED_PIECES, min_frequency=2, special_tokens=list(SPECIAL),
                                                              show_progress=False))
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A:0 <sep>:0 <cls>:2", special_tokens=[("<sep>", 4), ("<cls>", 3)])
-    return tokenizer
+    return _ending(tokenizer)
 
 
 def _write(path: Path, tokenizer) -> None:

@@ -125,6 +125,7 @@ def test_the_stand_in_is_deterministic_and_its_parts_share_no_text():
     loaded = templates.load(800, 200)
     assert len(set(loaded.train_texts)) == 800 and not set(loaded.train_texts) & set(loaded.test_texts)
     assert loaded.test_labels.mean() == 0.5
+    assert all(text.partition(": ")[2] for text in loaded.train_texts), "no review is empty"
 
 
 def test_a_subset_is_balanced_and_a_smaller_one_is_the_start_of_a_larger():
@@ -170,9 +171,26 @@ def test_a_published_tokenizer_is_taken_and_a_wrong_one_refused(folders):
     there.parent.mkdir(parents=True)
     shutil.copyfile(made, there)
     found = tokens.with_tokenizer(templates.load(800, 200))
-    assert (found.tokenizer, found.tokenizer_file) == ("xlnet-base-cased, published", str(there))
+    assert (found.tokenizer, found.tokenizer_file) == ("xlnet-base-cased (tokenizer.json), published", str(there))
     for content, said in (("{", "not a tokenizer"), (there.read_text().replace("<sep>", "<SEP>"), "special tokens")):
         there.write_text(content)
         with pytest.raises(HpmlError, match=said) as caught:
             tokens.open_tokenizer(there, 16)
         assert str(there) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_sentencepiece_model_alone_gives_its_own_pieces(folders):
+    import sentencepiece
+
+    there = folders / "data" / "tokenizers" / "xlnet-base-cased"
+    there.mkdir(parents=True)
+    texts, reference = templates.written(600, seed=0)[0], folders / "spiece"
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_prefix=str(reference), vocab_size=250, minloglevel=2,
+                                             user_defined_symbols=["<cls>", "<sep>", "<pad>", "<mask>"])
+    shutil.copyfile(f"{reference}.model", there / "spiece.model")
+    found = tokens.with_tokenizer(templates.load(800, 200))
+    assert found.tokenizer == "xlnet-base-cased (spiece.model), published"
+    ids, mask = tokens.encode(tokens.open_tokenizer(found.tokenizer_file, 64), texts[:50])
+    own = sentencepiece.SentencePieceProcessor(model_file=str(there / "spiece.model"))
+    wanted = [[*own.encode(text), 4, 3] for text in texts[:50]]
+    assert sum(row[kept == 1].tolist() == right for row, kept, right in zip(ids, mask, wanted, strict=True)) >= 45  # scores tie at times
