@@ -24,6 +24,7 @@ from hpml.plot_look import (
 )
 from hpml.plot_machine import limits, noise, warmup_curve
 from hpml.plot_runs import gains, runs
+from hpml.plot_soundness import gradients, reliability
 from hpml.plot_stack import ladder
 from hpml.plot_summary import worth
 from hpml.plot_tradeoff import latency, speed_quality
@@ -34,6 +35,7 @@ __all__ = [
     "confusion",
     "curves",
     "gains",
+    "gradients",
     "ladder",
     "latency",
     "limits",
@@ -41,6 +43,7 @@ __all__ = [
     "noise",
     "phases",
     "pictures",
+    "reliability",
     "runs",
     "show_alt",
     "speed_quality",
