@@ -2,11 +2,14 @@
 
 import cProfile
 import pstats
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+from hpml import compare
 from hpml import measure as m
 from hpml.data.loader import endless, loader
+from hpml.records import Record
 from hpml.train import PHASES, compiling, counted_flops, phase_seconds, prepare, step_work, train_step
 
 SHOWN = 15  # lines of a table
@@ -100,3 +103,12 @@ def _hottest(averages, device: str) -> list[dict]:
              "own_device_s": one.self_device_time_total / 1e6 / TRACED_STEPS if device == "cuda" else None}
             for one in averages if one.device_type.name == "CPU"]
     return sorted(rows, key=lambda row: (row["own_device_s"] or 0.0, row["own_s"]), reverse=True)[:SHOWN]
+
+
+def profiles(records: Iterable[Record]) -> list[Record]:
+    """The finished profiles among `records`, one for each case and round: of a round that was repeated the undisturbed one."""
+    cases: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda r: r.case["order"]):
+        if record.case["phase"] == "profile":
+            cases.setdefault(record.case["key"], []).append(record)
+    return [calm for found in cases.values() for calm in compare.calmest(found)]

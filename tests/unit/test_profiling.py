@@ -1,5 +1,6 @@
 """A training step under its profilers, in a real child; and copies that a CPU does not make."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,3 +79,13 @@ def test_a_profile_of_ddp_runs_in_one_process():
     assert hpml.run(hpml.case(TINY, phase="profile", parallel="ddp")).records[0].status == "ok"
     record = hpml.run(hpml.case(TINY, phase="profile", parallel="ddp", ranks=2, batch=8)).records[0]
     assert record.status == "failed" and "measured in one process only" in record.reason
+
+
+def test_of_a_disturbed_and_repeated_profile_the_calm_one_is_shown():
+    record = hpml.run(hpml.case(TINY, phase="profile"), rounds=1).records[0]
+    busy = dataclasses.replace(record, protocol={**record.protocol, "busy": True})
+    calm = dataclasses.replace(record, protocol={**record.protocol, "busy": False})
+    other = dataclasses.replace(calm, case={**record.case, "key": "other", "order": 1})
+    absent = dataclasses.replace(calm, case={**record.case, "key": "absent", "order": 2}, status="unsupported", reason="no GPU", stats=None)
+    training = dataclasses.replace(calm, case={**record.case, "phase": "train"})
+    assert profiling.profiles([other, busy, calm, absent, training]) == [calm, other]
