@@ -23,11 +23,14 @@ AUXILIARY_WEIGHT = 0.5  # of the auxiliary head's loss, as in torchvision's refe
 LEAST_BATCH = 2  # the pooled branch of the ASPP has one value for each sample, which BatchNorm cannot normalise alone
 # Outputs of the same weights in another engine, over every pixel's logits. FP32: only the order of additions differs, 104 layers deep.
 # BF16 keeps 8 bits of mantissa, FP16 11: logits move in the second or third digit, and the answers decide: the share of pixels with the
-# same class. A pixel on an outline lies between two classes and flips at a small change, so a few in a hundred may differ.
+# same class. A pixel on an outline lies between two classes and flips at a small change, so a few in a hundred may differ. INT8 has 256
+# steps for the whole range of a tensor, an error that the layers add up: its direction and nine answers in ten must stay; whether
+# the IoU is kept is the quality pass's to say.
 PARITY = {
     "fp32": {"atol": 1e-3, "rtol": 1e-2, "top1_agreement": 0.999},
     "fp16": {"atol": 1e-1, "rtol": 5e-2, "top1_agreement": 0.99},
     "bf16": {"atol": 5e-1, "rtol": 2e-1, "top1_agreement": 0.98},
+    "int8": {"range_share": 0.5, "rtol": 0.0, "top1_agreement": 0.9, "cosine": 0.9},
 }
 # Inputs shrink at the small tiers, never the architecture of a speed row: one step takes seconds on two cores at 224 pixels.
 _SMOKE = {"batch": 2, "image": 64, "train_samples": 16, "test_samples": 8, "optimizer": "adam"}
@@ -35,7 +38,7 @@ SIZES = {
     "smoke": {
         "train": _SMOKE,
         "fit": {**_SMOKE, "epochs": 1, "train_samples": 8, "schedule": "onecycle"},
-        "infer": {"batch": 1, "image": 64, "train_samples": 16, "test_samples": 8},
+        "infer": {"batch": 1, "image": 32, "train_samples": 16, "test_samples": 8},
         "quality": {"batch": 8, "image": 64},
         "data": {"batch": 4, "image": 64, "train_samples": 64, "test_samples": 8},
         "protocol": {"warmup": 1, "min_iters": 2, "min_seconds": 0.0, "rounds": 1},
