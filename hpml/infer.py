@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from hpml import distributed, engines, export
+from hpml import distributed, engines, export, stored
 from hpml import measure as m
 from hpml.env import Unavailable
 from hpml.fit import quality
@@ -15,7 +15,7 @@ SHAPING = ("image", "length", "variant", "stem")  # knobs that make another grap
 ROTATION = 8  # different inputs in turn: one buffer used again and again would sit in the caches
 
 
-def _model(job: dict, workload: ModuleType, image_set):
+def fp32_model(job: dict, workload: ModuleType, image_set):
     """The workload's FP32 module in evaluation mode. Random weights get their BatchNorm statistics from a batch of real samples:
     untrained ones let activations grow without bound, and ranges and parity would then be about noise."""
     import torch
@@ -61,26 +61,22 @@ def onnx_file(job: dict, workload: ModuleType, model) -> tuple[Path, dict]:
 def _engine(job: dict, workload: ModuleType, model):
     """(loaded engine, cold figures). Raises Unavailable when the engine or the precision is not on this machine."""
     knobs = job["knobs"]
-    kind = engines.get(knobs["engine"])
-    reason = kind.unavailable(knobs["device"])
-    if reason:
-        raise Unavailable(reason)
-    options = {name: knobs[name] for name in kind.OPTIONS if name in knobs}
-    if knobs["engine"] == "compile":
-        options["limit_s"] = job["protocol"].get("compile_limit_s")
-    engine = kind(device=knobs["device"], threads=m.set_threads(knobs["threads"]), precision=knobs["precision"], hint=knobs["hint"],
-                  **options)
-    cold = {}
-    artefact = model
-    if kind.WANTS == "onnx":
-        artefact, made = onnx_file(job, workload, model)
-        cold = {"export_s": made.get("export_s"), "bytes": artefact.stat().st_size}
+    engine = stored.construct(job)
+    source, made = artefact(job, workload, model)
+    cold = {"export_s": made.get("export_s"), "bytes": source.stat().st_size} if isinstance(source, Path) else {}
     started = time.perf_counter()
-    engine.load(artefact, *([workload.example_inputs(knobs, knobs["batch"])] if kind.WANTS == "module" else []))
+    engine.load(source, workload.example_inputs(knobs, knobs["batch"]))
     whole_s = time.perf_counter() - started
     if getattr(engine, "compile_s", None):
         cold["compile_s"] = engine.compile_s
-    return engine, {**cold, "load_s": getattr(engine, "load_s", whole_s)}  # an ONNX engine's own, without the check of the file
+    return engine, {**cold, "load_s": engine.load_s or whole_s}  # an ONNX engine's own, without the check of the file
+
+
+def artefact(job: dict, workload: ModuleType, model) -> tuple:
+    """(what the case's engine is loaded from: the module or the path of an ONNX file, what the export said)."""
+    if engines.get(job["knobs"]["engine"]).WANTS == "module":
+        return model, {}
+    return onnx_file(job, workload, model)
 
 
 def check_parity(model, engine, workload: ModuleType, knobs: dict, image_set) -> dict:
@@ -118,17 +114,19 @@ def measure(job: dict, workload: ModuleType) -> dict:
 
     knobs = job["knobs"]
     mark = m.cpu_mark()
+    engine, cold = stored.start(job, workload) if knobs["stored"] else (None, {})
     image_set = workload.data(knobs)
-    model = _model(job, workload, image_set)
+    model = fp32_model(job, workload, image_set)
     reference = model
     if engines.get(knobs["engine"]).WANTS == "module":  # the engine changes it (precision, memory format); parity needs the original
-        reference = _model(job, workload, image_set)
-    engine, cold = _engine(job, workload, model)
+        reference = fp32_model(job, workload, image_set)
+    if not engine:
+        engine, cold = _engine(job, workload, model)
     batches = _batches(workload, knobs, image_set)
     engine.bind(batches)
     started = time.perf_counter()
     engine.run_bound(0)
-    cold["first_call_s"] = time.perf_counter() - started  # before anything else has warmed the engine
+    cold.setdefault("first_call_s", time.perf_counter() - started)  # before anything else has warmed the engine
     parity = check_parity(reference, engine, workload, knobs, image_set)
     shared = {"cold": cold, "parity": parity, "actual": {**engine.actual, "data": summary(image_set)}}
     if not parity["passed"]:
@@ -222,7 +220,7 @@ def measure_export(job: dict, workload: ModuleType) -> dict:
 
     knobs = job["knobs"]
     image_set = workload.data(knobs)
-    model = _model(job, workload, image_set)
+    model = fp32_model(job, workload, image_set)
     folder = Path(job["run_dir"]) / "models"
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / f"export-{job['case']['key']}-r{job['protocol']['round']}.onnx"  # never the shared one: its making is the figure

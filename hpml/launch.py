@@ -17,6 +17,7 @@ from hpml.env import HpmlError, Unavailable, no_gpu
 
 # Which module measures a phase: its function takes (job, workload module) and returns fields of the record.
 MEASURERS = {"train": ("hpml.train", "measure"), "infer": ("hpml.infer", "measure"), "export": ("hpml.infer", "measure_export"),
+             "build": ("hpml.build", "measure"),
              "data": ("hpml.loading", "measure"), "profile": ("hpml.profiling", "measure"), "fit": ("hpml.fit", "fit")}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "defaultcpuallocator")
 
@@ -110,7 +111,8 @@ def _child(job_text: str, answer: str, log: str) -> None:
     sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
-    job = json.loads(job_text)
+    job = {**json.loads(job_text), "began": began}
+    os.environ["TMPDIR"], tempfile.tempdir = str(Path(answer).parent), None  # what its libraries unpack goes when the caller is done
     if "run_dir" in job:  # Inductor's cache belongs to the run: filled once by what this run has installed, found by its later cases
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(job["run_dir"], "cache", "inductor"))
     fields = {**_measured(job), "began": began}

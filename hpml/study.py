@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpml import compare, distributed, env, launch, limits, pretrained, records, workloads
+from hpml import compare, distributed, env, launch, limits, pretrained, records, stored, workloads
 from hpml.cases import Case, case, session
-from hpml.env import BudgetSpent, HpmlError
-from hpml.knobs import KNOBS
+from hpml.env import BudgetSpent, HpmlError, Unavailable
+from hpml.knobs import KNOBS, defaults
 from hpml.records import PROTOCOL_VERSION, Record
 from hpml.results import Results
 
@@ -24,7 +24,7 @@ OUT_OF_TIME = "budget"  # how the reason of a record begins that the run's time 
 COMPILE_LIMIT_S = {"smoke": 60, "cpu": 60, "gpu": 600, "full": 3600}  # a longer compilation is given up, and the record says so
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
 MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "infer.py", "loading.py", "profiling.py", "launch.py", "export.py",
-             "limits.py", "data/*.py", "engines/*.py", "workloads/_*.py")
+             "limits.py", "stored.py", "build.py", "data/*.py", "engines/*.py", "workloads/_*.py")
 
 
 def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None = None, run_id: str | None = None) -> Results:
@@ -53,6 +53,7 @@ def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None
         noise_floor(cases[0].workload, phase=cases[0].phase, tier=cases[0].tier, run_id=run_id)
         known = records.read(store)
     plan = _plan(cases, run_id, fresh)
+    _build_missing(plan)
     done = {(r.case["key"], r.protocol.get("round")): r for r in known if r.case["group"] == plan.group and not _try_again(r)}
     if done:
         print(f"{len(done)} record{'s' * (len(done) > 1)} of this comparison loaded; fresh=True measures again")
@@ -78,6 +79,7 @@ class _Plan:
     run_id: str
     weights: list[tuple[str | None, str | None]]
     seconds: dict[str, float] = field(default_factory=dict)
+    unbuilt: dict[int, tuple[str, str]] = field(default_factory=dict)  # status and reason of the build that a stored engine lacks
 
 
 def _plan(cases: list[Case], run_id: str, fresh: bool) -> _Plan:
@@ -129,6 +131,25 @@ def _weights(case: Case, run_id: str) -> tuple[str | None, str | None]:
     if not path.is_file():
         raise HpmlError(f"weights={asked!r}: no such file; give random, trained, pretrained or a .safetensors file")
     return str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _build_missing(plan: _Plan) -> None:
+    """Build what the cases load stored and the run has not, or has damaged."""
+    for index, one in enumerate(plan.cases):
+        if not one.knobs.get("stored"):
+            continue
+        job = {"case": {"workload": one.workload}, "knobs": one.knobs, "run_dir": str(env.run_dir(plan.run_id)),
+               "weights_sha256": plan.weights[index][1]}
+        try:
+            stored.find(job, workloads.get(one.workload))
+        except Unavailable:
+            continue  # the case says so itself
+        except HpmlError as error:
+            print(f"{error}: building it first")
+            same = {name: one.knobs[name] for name in defaults("build") if name in one.knobs}
+            made = run(case(one.workload, phase="build", tier=one.tier, **same), rounds=1, run_id=plan.run_id, fresh=True).records[-1]
+            if made.status != "ok":
+                plan.unbuilt[index] = (made.status, made.reason)
 
 
 def needs_floor(cases: Sequence[Case]) -> bool:
@@ -223,6 +244,9 @@ def _one(plan: _Plan, index: int, number: int, order: list[int], known_limits: d
     timeout_s = TIMEOUT_S["full" if one.knobs.get("epochs") else one.tier]
     path, digest = plan.weights[index]
     job = {"case": described, "knobs": one.knobs, "protocol": protocol, "run_dir": str(folder), "weights": path, "weights_sha256": digest}
+    if index in plan.unbuilt:
+        status, reason = plan.unbuilt[index]
+        return Record(status=status, reason=f"nothing stored to start: {reason}", protocol={**protocol, "busy": False}, **shared)
     started = time.perf_counter()
     fields = launch.run(job, log=log, timeout_s=timeout_s if left is None else min(timeout_s, left))
     plan.seconds[key] = time.perf_counter() - started
@@ -274,6 +298,8 @@ def _say(record: Record, number: int, rounds: int) -> None:
         text = f"{record.quality['metric']} {record.quality['value']:.3f} (n={record.quality['n']})"
     elif record.stats:
         text = f"{record.stats['per_s']:.4g} samples/s"
+    elif record.case["phase"] == "build":
+        text = f"built in {record.cold['build_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB"
     else:
         text = f"export {record.cold['export_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB"
     label = record.case["label"] if record.case["label"] != "as it is" else f"{Path(record.case['workload']).stem} {record.case['phase']}"

@@ -7,6 +7,8 @@ Every file has one class `Engine`:
     Engine(device=, threads=, precision=, hint=)   threads=0: the engine's own number; Unavailable for what cannot be
     unavailable(device)           why the engine cannot be used, or None; cheap, never initialises CUDA
     load(artefact[, example])     HpmlError for a damaged file; ProviderFallback. A module comes with example input tensors
+    STORED, SUFFIX                what its stored form is, and its file's ending; None where it has none
+    build(artefact, path, example)   writes the stored form; load_stored(path, example) takes it in another process
     run(inputs) -> outputs        tuples of arrays; host copies included
     bind(batches); run_bound(i)   inputs and outputs resident on the device; returns when the device is done
     outputs(i)                    what the last run_bound of that batch left, copied to the host

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpml import env
-from hpml.engines import TooLong, eager, one_line
+from hpml.engines import TooLong, check_inputs, eager, one_line
 from hpml.env import HpmlError, Unavailable
 
 if TYPE_CHECKING:
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 class Engine(eager.Engine):
     NAME = "compile"
+    STORED, SUFFIX = "a package of compiled code with its weights (AOTInductor)", ".pt2"
 
     def __init__(self, *, limit_s: float | None = None, **options) -> None:
         """`limit_s`: longer compiling is given up by TooLong."""
         super().__init__(**options)
-        self.limit_s, self.batch, self.compile_s = limit_s, None, None
+        self.limit_s, self.batch, self.compile_s, self.declared = limit_s, None, None, None
 
     @staticmethod
     def unavailable(device: str = "cpu") -> str | None:
@@ -67,8 +68,41 @@ class Engine(eager.Engine):
                         "graph_breaks": sum(counters["graph_break"].values()) - breaks}
         return compiled
 
+    def build(self, artefact, path: Path, example: tuple) -> None:
+        """Exports with the example's shapes and compiles ahead of time. Raises Unavailable for a refused model, TooLong."""
+        import torch
+
+        module, example = self._prepared(artefact, example)
+        try:
+            with compile_limit(self.limit_s), torch.no_grad():
+                torch._inductor.aoti_compile_and_package(torch.export.export(module, example), package_path=str(path))
+        except (torch.OutOfMemoryError, TooLong):
+            raise
+        except Exception as error:  # a compiler's errors have many types
+            raise Unavailable(f"compile: torch.export or AOTInductor refuses {self.name}: {one_line(error)}") from error
+        self.actual |= {"backend": "aot_inductor", "shapes": f"static, batch {len(example[0])}", "compiled": "ahead of time"}
+
+    def load_stored(self, path: Path, example: tuple) -> None:
+        """Raises HpmlError for a damaged package. `example` has the shapes that it was built for."""
+        import torch
+
+        self._settle()
+        self.name, self.batch = path.name, len(example[0])
+        # The package itself does not look at shapes and types: another one would be computed as if it were right.
+        self.declared = [(f"input {i}", str(x.dtype).removeprefix("torch."), list(x.shape)) for i, x in enumerate(example)]
+        self.actual |= {"backend": "aot_inductor", "shapes": f"static, batch {self.batch}", "compiled": "ahead of time"}
+        try:
+            self.module = torch._inductor.aoti_load_package(str(path))
+        except Exception as error:
+            raise HpmlError(f"{path}: AOTInductor cannot load it: {one_line(error)}") from error
+
     def run(self, inputs: "tuple[np.ndarray, ...]") -> "tuple[np.ndarray, ...]":
         return in_pieces(super().run, inputs, self.batch)
+
+    def _to_device(self, inputs: "tuple[np.ndarray, ...]") -> tuple:
+        if self.declared:
+            check_inputs(model=self.name, declared=self.declared, inputs=inputs)
+        return super()._to_device(inputs)
 
 
 def in_pieces(call, inputs: "tuple[np.ndarray, ...]", batch: int) -> "tuple[np.ndarray, ...]":

@@ -16,6 +16,7 @@ DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "flo
 
 class Engine:
     NAME, WANTS, OPTIONS = "eager", "module", ("memory_format",)
+    STORED, SUFFIX = None, None
 
     def __init__(self, *, device: str = "cpu", threads: int = 0, precision: str = "fp32", hint: str = "latency",
                  memory_format: str = "contiguous") -> None:
@@ -30,7 +31,7 @@ class Engine:
         if device == "cpu" and precision in ("fp16", "tf32"):
             raise Unavailable(f"{self.NAME}: {precision} is for CUDA; on the CPU use bf16 or fp32")
         self.device, self.threads, self.precision, self.memory_format = device, threads, precision, memory_format
-        self.module, self.bound, self.results, self.actual = None, [], {}, {}
+        self.module, self.bound, self.results, self.load_s, self.actual = None, [], {}, None, {}
 
     @staticmethod
     def unavailable(device: str = "cpu") -> str | None:
@@ -44,10 +45,12 @@ class Engine:
         Sets the process's thread number and TF32 switches. Weights and float inputs are cast once (no autocast, which
         would cast the weights again in each call).
         """
+        self.module = self._captured(*self._prepared(artefact, example))
+
+    def _settle(self) -> None:
+        """The process's threads and switches, and what `actual` says of them."""
         import torch
 
-        if not isinstance(artefact, torch.nn.Module):
-            raise HpmlError(f"{self.NAME}: a torch nn.Module is needed, not {type(artefact).__name__}")
         if self.threads:
             torch.set_num_threads(self.threads)
         tf32 = self.precision == "tf32"
@@ -56,18 +59,26 @@ class Engine:
         self.dtype, self.layout = getattr(torch, DTYPES[self.precision]), {}
         if self.memory_format == "channels_last":
             self.layout = {"memory_format": torch.channels_last}
-        changes = any(tensor.device.type != self.device or (tensor.is_floating_point() and tensor.dtype != self.dtype)
-                      for tensor in [*artefact.parameters(), *artefact.buffers()])
-        module = copy.deepcopy(artefact) if changes or self.layout else artefact
-        module = module.eval().to(self.device, self.dtype, **self.layout)
-        self.name = type(module).__name__
         self.actual = {
             "provider": "torch" if self.NAME == "eager" else self.NAME, "device": self.device,
             "threads": torch.get_num_threads(), "precision": self.precision, "hint": None, "streams": 1,
             "cast": None if self.dtype == torch.float32 else f".to({DTYPES[self.precision]})", "tf32": tf32,
             "memory_format": self.memory_format, "cudnn_benchmark": torch.backends.cudnn.benchmark, "ops": None,
         }
-        self.module = self._captured(module, tuple(self._moved(tensor) for tensor in example))
+
+    def _prepared(self, artefact, example: tuple) -> tuple:
+        """(the module, the example) on the device in the precision and the memory format that were asked."""
+        import torch
+
+        if not isinstance(artefact, torch.nn.Module):
+            raise HpmlError(f"{self.NAME}: a torch nn.Module is needed, not {type(artefact).__name__}")
+        self._settle()
+        changes = any(tensor.device.type != self.device or (tensor.is_floating_point() and tensor.dtype != self.dtype)
+                      for tensor in [*artefact.parameters(), *artefact.buffers()])
+        module = copy.deepcopy(artefact) if changes or self.layout else artefact
+        module = module.eval().to(self.device, self.dtype, **self.layout)
+        self.name = type(module).__name__
+        return module, tuple(self._moved(tensor) for tensor in example)
 
     def _captured(self, module, example: tuple):
         """What is called instead of the module: here itself."""

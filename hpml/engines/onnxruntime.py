@@ -21,6 +21,7 @@ TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(doubl
 
 class Engine:
     WANTS, OPTIONS = "onnx", ()
+    STORED, SUFFIX = "the optimized graph with its weights (ORT format)", ".ort"
 
     def __init__(self, *, device: str = "cpu", threads: int = 0, precision: str = "fp32",
                  hint: str = "latency") -> None:
@@ -38,19 +39,37 @@ class Engine:
         reason = env.missing("onnxruntime") or env.missing("onnx")
         return reason or (env.no_gpu() if device == "cuda" else None)
 
-    def load(self, artefact: str | Path) -> None:
+    def load(self, artefact: str | Path, example: tuple = ()) -> None:
         """Makes the session. `load_s` is the session's own time, without the checks of the file.
 
         Raises HpmlError for a damaged file, Unavailable where the graph holds another precision than was asked,
         ProviderFallback where the session's first provider is not the one that was asked.
         """
+        path = self._checked(artefact)
+        start = time.perf_counter()
+        self._take(path, self._session(path), start)
+
+    def build(self, artefact: str | Path, path: Path, example: tuple) -> None:
+        """Writes the graph as it is after ONNX Runtime's optimisation for this machine."""
+        source = self._checked(artefact)
+        self._take(source, self._session(source, optimized=path), time.perf_counter())
+
+    def load_stored(self, path: Path, example: tuple) -> None:
+        """Raises HpmlError for a damaged file."""
+        _import(self.device)
+        start = time.perf_counter()
+        self._take(path, self._session(path, stored=True), start)
+
+    def _checked(self, artefact: str | Path) -> Path:
         path, held = Path(artefact), graph_precision(artefact)
         if held != ("fp32" if self.precision == "tf32" else self.precision):
             raise Unavailable(f"onnxruntime takes its precision from the graph: {path.name} holds {held}, "
                               f"{self.precision} was asked")
+        _import(self.device)
+        return path
+
+    def _take(self, path: Path, session, start: float) -> None:
         onnxruntime = _import(self.device)
-        start = time.perf_counter()
-        session = self._session(path)
         self.load_s = time.perf_counter() - start
         provider = session.get_providers()[0]
         if provider != PROVIDERS[self.device]:
@@ -116,7 +135,7 @@ class Engine:
     def outputs(self, i: int) -> "tuple[np.ndarray, ...]":
         return tuple(self.bound[i % len(self.bound)][0].copy_outputs_to_cpu())
 
-    def _session(self, path: Path, optimized: Path | None = None):
+    def _session(self, path: Path, optimized: Path | None = None, stored: bool = False):
         onnxruntime = _import(self.device)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
@@ -124,6 +143,8 @@ class Engine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")  # the default, stated
         if optimized:
             options.optimized_model_filepath = str(optimized)
+        if stored:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized already
         settings = {"use_tf32": "1" if self.precision == "tf32" else "0"} if self.device == "cuda" else {}
         try:
             # A provider that cannot start is announced by print(), pages long; the caller compares the providers.

@@ -2,6 +2,7 @@
 
 import collections
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 
 class Engine:
     WANTS, OPTIONS = "onnx", ()
+    STORED, SUFFIX = "the compiled model (what its cache keeps)", ".blob"
 
     def __init__(self, *, device: str = "cpu", threads: int = 0, precision: str = "fp32",
                  hint: str = "latency") -> None:
@@ -34,7 +36,7 @@ class Engine:
     def unavailable(device: str = "cpu") -> str | None:
         return "OpenVINO has no CUDA device" if device == "cuda" else env.missing("openvino") or env.missing("onnx")
 
-    def load(self, artefact: str | Path) -> None:
+    def load(self, artefact: str | Path, example: tuple = ()) -> None:
         """Compiles the file. `load_s` is reading and compiling, without the checks of the file.
 
         Raises HpmlError for a damaged file, Unavailable where the precision that was asked is not what would run.
@@ -42,14 +44,25 @@ class Engine:
         path, held = Path(artefact), graph_precision(artefact)
         if (held == "int8") != (self.precision == "int8"):
             raise Unavailable(f"openvino: {path.name} holds {held}, {self.precision} was asked")
+        self._compile(path, lambda core, config: core.compile_model(core.read_model(path), "CPU", config))
+
+    def build(self, artefact: str | Path, path: Path, example: tuple) -> None:
+        """Compiles the file and writes the compiled model."""
+        self.load(artefact)
+        path.write_bytes(self.compiled.export_model().getvalue())
+
+    def load_stored(self, path: Path, example: tuple) -> None:
+        """Raises HpmlError for a damaged file."""
+        self._compile(path, lambda core, config: core.import_model(path.read_bytes(), "CPU", config))
+
+    def _compile(self, path: Path, make: Callable) -> None:
         openvino = import_openvino()
         config = {"PERFORMANCE_HINT": self.hint.upper(), "INFERENCE_PRECISION_HINT": HINTS[self.precision]}
         if self.threads:
             config["INFERENCE_NUM_THREADS"] = self.threads
         start = time.perf_counter()
         try:
-            core = openvino_core()
-            compiled = core.compile_model(core.read_model(path), "CPU", config)
+            compiled = make(openvino_core(), config)
         except Exception as error:
             raise HpmlError(f"{path}: OpenVINO cannot load it: {one_line(error)}") from error
         self.load_s = time.perf_counter() - start

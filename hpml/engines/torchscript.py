@@ -12,6 +12,7 @@ from hpml.env import HpmlError, Unavailable
 
 class Engine(eager.Engine):
     NAME, OPTIONS = "torchscript", ("memory_format", "capture")
+    STORED, SUFFIX = "the frozen graph with its weights", ".pt"
 
     def __init__(self, *, capture: str = "trace", **options) -> None:
         """`capture`: trace (records one call; branches become what that call took) or script (compiles the Python source)."""
@@ -37,3 +38,25 @@ class Engine(eager.Engine):
             raise
         except Exception as error:  # whatever a stray model provokes in a compiler of Python source
             raise Unavailable(f"torchscript: {self.capture} refuses {self.name}: {one_line(error)}") from error
+
+    def build(self, artefact, path, example: tuple) -> None:
+        import torch
+
+        graph = self._captured(*self._prepared(artefact, example))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(graph, str(path))
+
+    def load_stored(self, path, example: tuple) -> None:
+        """Raises HpmlError for a damaged file."""
+        import torch
+
+        self._settle()
+        self.name = path.name
+        self.actual |= {"capture": self.capture, "frozen": True, "shapes": "dynamic", "status": "deprecated in torch"}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.module = torch.jit.load(str(path), map_location=self.device)
+        except RuntimeError as error:
+            raise HpmlError(f"{path}: torchscript cannot load it: {one_line(error)}") from error
