@@ -9,11 +9,10 @@ quality that means something; it says nothing about photographs.
 from __future__ import annotations
 
 import hashlib
-import time
 from typing import TYPE_CHECKING
 
-from hpml.data.images import read_stored, say, store
-from hpml.env import HpmlError, cache_dir
+from hpml.data.images import made_once
+from hpml.env import cache_dir
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,18 +33,15 @@ def load(n_train: int = 600, n_test: int = 200, seed: int = 0) -> tuple[dict, st
     """
     checksum = hashlib.sha256(f"creatures recipe {RECIPE}, {n_train} + {n_test}, seed {seed}".encode()).hexdigest()
     folder = cache_dir() / f"creatures-{checksum[:12]}"
-    stored = read_stored(folder)
-    if stored is None:
-        began = time.perf_counter()
+
+    def make() -> tuple[dict, dict]:
         arrays = {}
         for stream, (part, n) in enumerate((("train", n_train), ("test", n_test))):
             arrays[f"{part}_images"], arrays[f"{part}_labels"] = render(n, seed=seed, stream=stream)
-        store(folder, arrays, {"checksum": checksum})
-        say(f"rendering the stand-in of pets once: {time.perf_counter() - began:.1f} s")
-        stored = read_stored(folder)
-        if stored is None:
-            raise HpmlError(f"the cache {folder} cannot be read back; delete it and try again")
-    return stored[1], checksum
+        return arrays, {"checksum": checksum}
+
+    _, arrays = made_once(folder, make, "rendering the stand-in of pets")
+    return arrays, checksum
 
 
 def render(n: int, *, seed: int, stream: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,6 +145,22 @@ def read_stored(folder: Path) -> tuple[dict, dict[str, np.ndarray]] | None:
         return None
 
 
+def made_once(folder: Path, make: Callable[[], tuple[dict[str, np.ndarray], dict]], doing: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """(facts, memory-mapped arrays) of `folder`; what is not there is made by `make` (arrays, facts), stored, and said with its seconds.
+
+    Raises HpmlError when the cache cannot be written or read back.
+    """
+    stored = read_stored(folder)
+    if stored is None:
+        began = time.perf_counter()
+        store(folder, *make())
+        say(f"{doing} once: {time.perf_counter() - began:.1f} s")
+        stored = read_stored(folder)
+        if stored is None:
+            raise HpmlError(f"the cache {folder} cannot be read back; delete it and try again")
+    return stored
+
+
 def say(text: str) -> None:
     """One plain line of progress on stderr."""
     print(text, file=sys.stderr, flush=True)
@@ -209,9 +225,8 @@ def jpegs(images: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, len(images), 4096):
         digest.update(np.ascontiguousarray(images[start : start + 4096]))
     folder = cache_dir() / f"jpeg{side}-{digest.hexdigest()[:12]}"
-    stored = read_stored(folder)
-    if stored is None:
-        began = time.perf_counter()
+
+    def make() -> tuple[dict, dict]:
         encoded = []
         for image in images:
             file = io.BytesIO()
@@ -219,12 +234,10 @@ def jpegs(images: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
             larger.save(file, "JPEG", quality=JPEG_QUALITY)
             encoded.append(file.getvalue())
         offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        store(folder, {"bytes": np.frombuffer(b"".join(encoded), np.uint8), "offsets": offsets}, {})
-        say(f"encoding {len(images):,} JPEGs of {side} pixels once: {time.perf_counter() - began:.1f} s")
-        stored = read_stored(folder)
-        if stored is None:
-            raise HpmlError(f"the cache {folder} cannot be read back; delete it and try again")
-    return stored[1]["bytes"], stored[1]["offsets"]
+        return {"bytes": np.frombuffer(b"".join(encoded), np.uint8), "offsets": offsets}, {}
+
+    _, arrays = made_once(folder, make, f"encoding {len(images):,} JPEGs of {side} pixels")
+    return arrays["bytes"], arrays["offsets"]
 
 
 class ImageDataset:

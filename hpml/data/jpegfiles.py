@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpml.data.images import EVAL_CROP, MIN_CROP_AREA, ImageDataset, ImageSet, _pack, _unpack, read_stored, say, store
+from hpml.data.images import EVAL_CROP, MIN_CROP_AREA, ImageDataset, ImageSet, _pack, _unpack, made_once, say
 from hpml.env import HpmlError, cache_dir
 
 if TYPE_CHECKING:
@@ -133,9 +132,8 @@ def squares(files: FileSet, side: int) -> tuple[np.ndarray, np.ndarray]:
         raise HpmlError(f"storage=array would need {size_gib:.0f} GiB for {count:,} images of {side} pixels: take storage=jpeg")
     digest = hashlib.sha256(f"squares {side} {files.checksum}".encode() + np.ascontiguousarray(files.train_images).tobytes())
     folder = cache_dir() / f"squares{side}-{digest.hexdigest()[:12]}"
-    stored = read_stored(folder)
-    if stored is None:
-        began = time.perf_counter()
+
+    def make() -> tuple[dict, dict]:
         pixels, labels = [], []
         for place, label in zip(files.train_images, files.train_labels, strict=True):
             try:
@@ -145,9 +143,7 @@ def squares(files: FileSet, side: int) -> tuple[np.ndarray, np.ndarray]:
                 say(f"{place['name'].decode()}: left out ({error})")
         if not pixels:
             raise HpmlError(f"none of the {count} images can be read")
-        store(folder, {"pixels": np.stack(pixels), "labels": np.asarray(labels, np.int64)}, {})
-        say(f"decoding {count:,} images to {side} pixels once: {time.perf_counter() - began:.1f} s")
-        stored = read_stored(folder)
-        if stored is None:
-            raise HpmlError(f"the cache {folder} cannot be read back; delete it and try again")
-    return stored[1]["pixels"], stored[1]["labels"]
+        return {"pixels": np.stack(pixels), "labels": np.asarray(labels, np.int64)}, {}
+
+    _, arrays = made_once(folder, make, f"decoding {count:,} images to {side} pixels")
+    return arrays["pixels"], arrays["labels"]

@@ -8,11 +8,10 @@ always true. It serves the same code path and a quality that means something; it
 from __future__ import annotations
 
 import hashlib
-import time
 from typing import TYPE_CHECKING
 
-from hpml.data.images import ImageSet, read_stored, say, store
-from hpml.env import HpmlError, cache_dir
+from hpml.data.images import ImageSet, made_once
+from hpml.env import cache_dir
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,19 +33,16 @@ def load(n_train: int = 5000, n_test: int = 1000, seed: int = 0) -> ImageSet:
     """
     checksum = hashlib.sha256(f"shapes recipe {RECIPE}, {n_train} + {n_test}, seed {seed}".encode()).hexdigest()
     folder = cache_dir() / f"standin-{checksum[:12]}"
-    stored = read_stored(folder)
-    if stored is None:
-        began = time.perf_counter()
+
+    def make() -> tuple[dict, dict]:
         arrays = {}
         for stream, (part, n) in enumerate((("train", n_train), ("test", n_test))):
             arrays[f"{part}_images"], arrays[f"{part}_labels"] = render(n, seed=seed, stream=stream)
-        store(folder, arrays, {"checksum": checksum})
-        say(f"rendering the stand-in once: {time.perf_counter() - began:.1f} s")
-        stored = read_stored(folder)
-        if stored is None:
-            raise HpmlError(f"the cache {folder} cannot be read back; delete it and try again")
+        return arrays, {"checksum": checksum}
+
+    _, arrays = made_once(folder, make, "rendering the stand-in")
     return ImageSet(name="standin", title="rendered shapes", origin="stand-in", classes=list(CLASSES),
-                    checksum=checksum, note="generated, not photographs", **stored[1])
+                    checksum=checksum, note="generated, not photographs", **arrays)
 
 
 def render(n: int, *, seed: int, stream: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpml.data.images import _pack, _unpack, read_stored, say, store
+from hpml.data.images import _pack, _unpack, made_once
 from hpml.env import HpmlError, cache_dir, data_dir
 
 if TYPE_CHECKING:
@@ -81,16 +81,15 @@ def encoded(texts: Sequence[str], tokenizer_file: str, length: int) -> tuple[np.
     for text in texts:
         digest.update(text.encode() + b"\0")
     folder = cache_dir() / f"tokens{length}-{digest.hexdigest()[:12]}"
-    if read_stored(folder) is None:
+
+    def make() -> tuple[dict, dict]:
         began, tokenizer = time.perf_counter(), open_tokenizer(tokenizer_file, length)
         parts = [encode(tokenizer, texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK)]
         ids, mask = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        store(folder, {"ids": ids, "mask": mask}, {"texts": len(texts), "seconds": time.perf_counter() - began})
-        say(f"tokenizing {len(texts):,} texts once: {time.perf_counter() - began:.1f} s")
-    stored = read_stored(folder)
-    if stored is None:
-        raise HpmlError(f"the cache {folder} cannot be read back; delete it and try again")
-    return stored[1]["ids"], stored[1]["mask"]
+        return {"ids": ids, "mask": mask}, {"texts": len(texts), "seconds": time.perf_counter() - began}
+
+    _, arrays = made_once(folder, make, f"tokenizing {len(texts):,} texts")
+    return arrays["ids"], arrays["mask"]
 
 
 class TokenDataset:
