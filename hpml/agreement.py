@@ -2,7 +2,7 @@
 
 Rounds of different runs are not paired: nothing but the code, the data and the machine joins them. So the rates are compared by
 Welch's interval of their logarithms (Welch, Biometrika 34, 1947), and a difference counts only beyond the spread that the same case
-shows between sittings of one run (`spread_of_sittings`), which the interval of rounds cannot see. All cases are judged at once, so each at
+shows between sittings of one run (sittings.py), which the interval of rounds cannot see. All cases are judged at once, so each at
 1 - 0.05 / cases (Bonferroni): two runs of unchanged code show a difference anywhere in 1 of 20 comparisons, not in each.
 """
 
@@ -12,28 +12,17 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from hpml import compare, env, records
+from hpml import compare, sittings
 from hpml.compare import CONFIDENCE, MIN_ROUNDS, percent
 from hpml.env import HpmlError
 from hpml.knobs import KNOBS, SIZE_KNOBS
 from hpml.records import Record
+from hpml.sittings import Run
 
-LEAST_DEGREES = 5  # of freedom, that the spread between sittings must rest on: with fewer, its 95 % point is mostly ignorance
 SAID_SECONDS, SAID_MEMORY = 1.5, 1.1  # figures that are said, not judged, are said from these factors on
 RAN = ("provider", "device", "precision", "runtime_precision", "threads", "streams", "ops", "heavy_ops", "int8_ops", "opset", "exporter",
        "parameters", "tf32", "memory_format")  # of what really ran: what a reader wants to hear of when it changed
-
-
-@dataclass(frozen=True)
-class Run:
-    """Records of one run on one machine, and how the user called it."""
-
-    name: str
-    records: list[Record]
-    machine: dict
-    protocol_version: int
 
 
 @dataclass(frozen=True)
@@ -90,41 +79,6 @@ class Agreement:
         return [pair for pair in self.pairs if pair.regression]
 
 
-def open_run(name: str) -> Run:
-    """The records of a run: its id, `reference`, `reference/<machine>`, or a folder that holds records.jsonl.
-
-    `reference` alone is this machine's, or the only one. Raises HpmlError for what is not there, has no records, cannot be read by this
-    version or mixes machines or protocols.
-    """
-    path = _folder(name) / "records.jsonl"
-    found = records.read(path)
-    if not found:
-        raise HpmlError(f"{name}: no records in {path.parent}")
-    machines = {r.machine.get("id"): r.machine for r in found}
-    protocols = sorted({r.protocol_version for r in found})
-    for what, values in (("machines", machines), ("protocol versions", protocols)):
-        if len(values) > 1:
-            raise HpmlError(f"{name}: records of several {what} ({', '.join(map(str, values))}); one run is compared with one")
-    return Run(name, found, next(iter(machines.values())), protocols[0])
-
-
-def _folder(name: str) -> Path:
-    kind, _, machine = name.partition("/")
-    if kind == "reference":
-        known = {path.parent.name: path.parent for path in sorted(env.reference_dir().glob("*/records.jsonl"))}
-        here = env.machine()["id"]
-        own = machine.rstrip("/") or (here if here in known else "".join(known) if len(known) == 1 else "")
-        if own not in known:
-            raise HpmlError(f"{name}: {'no such reference machine' if machine else 'which machine?'} known: {', '.join(known) or 'none'}")
-        return known[own]
-    is_id = bool(name) and not name.startswith(".") and all(c.isalnum() or c in "._-" for c in name)
-    if is_id and env.run_dir(name).is_dir():
-        return env.run_dir(name)
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
-    raise HpmlError(f"{name}: no such run and no such folder; name a run's id, reference, reference/<machine>, or a folder")
-
-
 def between(a: Run, b: Run, *, unlike_machines: bool = False, unlike_protocols: bool = False) -> Agreement:
     """Run B beside run A. Raises HpmlError for unlike machines or protocols that were not asked for."""
     unlike = []
@@ -136,95 +90,16 @@ def between(a: Run, b: Run, *, unlike_machines: bool = False, unlike_protocols: 
                 raise HpmlError(f"unlike {what}: {a.name} has {values[0]}, {b.name} has {values[1]}; rates would compare those. "
                                 f"Ask for it with {flag}")
             unlike.append(f"unlike {what}, {values[0]} and {values[1]}")
-    cases = [_cases(run.records) for run in (a, b)]
+    cases = [sittings.cases(run.records) for run in (a, b)]
     keys = list(dict.fromkeys([*cases[0], *cases[1]]))
-    judged = sum(_speeds(cases[0].get(key, [])) != {} != _speeds(cases[1].get(key, [])) for key in keys)
+    judged = sum(sittings.speeds(cases[0].get(key, [])) != {} != sittings.speeds(cases[1].get(key, [])) for key in keys)
     confidence = 1 - (1 - CONFIDENCE) / max(judged, 1)
-    spreads = {phase: spread_of_sittings([a, b], phase) for phase in {key[1] for key in keys}}
+    spreads = {phase: sittings.spread([a, b], phase) for phase in {key[1] for key in keys}}
     labels = _labels(keys)
     pairs = [_pair(key, labels[key], cases[0].get(key, []), cases[1].get(key, []), spreads[key[1]], confidence) for key in keys]
-    floors = {phase: (floor(spread, confidence=confidence), spread[2]) for phase, spread in spreads.items() if spread}
+    floors = {phase: (sittings.floor(spread, confidence=confidence), spread[2]) for phase, spread in spreads.items() if spread}
     gains = _gains(a, b, labels, alike=not unlike)
     return Agreement(a, b, differences(a, b), pairs, gains, confidence, floors, _limits_shift(a, b), unlike)
-
-
-def identity(record: Record) -> tuple[str, str, str, str]:
-    """What makes two records of different runs the same case: workload, phase, tier, and the knobs that are not at their default (so
-    that a knob which only the newer version has does not part them). The data is compared apart: a failed record has none."""
-    workload = record.case["workload"]
-    settings = {name: value for name, value in record.knobs.items()
-                if name != "data" and (name not in KNOBS or value != KNOBS[name].default)}
-    return (Path(workload).stem if workload.endswith(".py") else workload, record.case["phase"], record.case.get("tier", ""),
-            json.dumps(settings, sort_keys=True))
-
-
-def _cases(found: Iterable[Record]) -> dict[tuple, list[Record]]:
-    cases: dict[tuple, list[Record]] = {}
-    for record in found:
-        if record.case["phase"] != "limit":
-            cases.setdefault(identity(record), []).append(record)
-    return cases
-
-
-def _speeds(case: Sequence[Record]) -> dict[str, list[float]]:
-    """Log rates of a case's rounds by sitting: the comparison that it was measured in. Both arms of an A/A comparison are the case."""
-    sittings: dict[str, list[float]] = {}
-    for group in dict.fromkeys(r.case["group"] for r in case if not compare.is_quality_run(r)):
-        for key in dict.fromkeys(r.case["key"] for r in case if r.case["group"] == group):
-            own = compare.calmest(r for r in case if r.case["group"] == group and r.case["key"] == key)
-            sittings.setdefault(group, []).extend(math.log(r.stats["per_s"]) for r in own)
-    return {group: logs for group, logs in sittings.items() if logs}
-
-
-def spread_of_sittings(runs: Sequence[Run], phase: str) -> tuple[float, int, str] | None:
-    """(standard deviation of a sitting's mean log rate, degrees of freedom, what it rests on) for unchanged code.
-
-    A run measures many cases more than once, in comparisons minutes apart (each notebook has the baseline). What those sittings of one
-    case differ by is what two runs of unchanged code differ by at least; days apart it can be more. Of this phase where it
-    has enough of them, else of all. Where no case was measured twice, the A/A rounds are all there is: minutes apart, so a lower bound.
-    """
-    def pooled(phases) -> tuple[float, int]:
-        squares, degrees = 0.0, 0
-        for run in runs:
-            for key, case in _cases(run.records).items():
-                means = [statistics.fmean(logs) for logs in _speeds(case).values() if len(logs) >= MIN_ROUNDS]
-                if len(means) > 1 and (phases is None or key[1] in phases):
-                    squares += statistics.variance(means) * (len(means) - 1)
-                    degrees += len(means) - 1
-        return squares, degrees
-
-    for phases, words in (((phase,), f"sittings of the same case, {phase}"), (None, "sittings of the same case, all phases")):
-        squares, degrees = pooled(phases)
-        if degrees >= LEAST_DEGREES:
-            return math.sqrt(squares / degrees), degrees, words
-    logs = [log for run in runs for log in compare.noise_logs(run.records, phase)]
-    if len(logs) < MIN_ROUNDS:
-        return None
-    one_mean = statistics.stdev(logs) / math.sqrt(2 * MIN_ROUNDS)  # a log-ratio is the difference of two rounds
-    return one_mean, len(logs) - 1, "A/A rounds only, a lower bound"
-
-
-def floor(spread: tuple[float, int, str] | None, sittings_a: int = 1, sittings_b: int = 1, *,
-          confidence: float = CONFIDENCE) -> float | None:
-    """|ratio - 1| that two runs of unchanged code exceed with probability 1 - confidence, from `spread_of_sittings`; None for None."""
-    from scipy.stats import t
-
-    if spread is None:
-        return None
-    return math.expm1(t.ppf(0.5 + confidence / 2, spread[1]) * spread[0] * math.sqrt(1 / sittings_a + 1 / sittings_b))
-
-
-def welch(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float, float, float]:
-    """Ratio of b to a and the ends of Welch's interval, from the log rates of unpaired rounds; at least two of each."""
-    from scipy.stats import t
-
-    parts = [statistics.variance(logs) / len(logs) for logs in (a, b)]
-    difference, squared = statistics.fmean(b) - statistics.fmean(a), sum(parts)
-    half = 0.0
-    if squared:
-        degrees = squared**2 / sum(part**2 / (len(logs) - 1) for part, logs in zip(parts, (a, b), strict=True))
-        half = t.ppf(0.5 + confidence / 2, degrees) * math.sqrt(squared)
-    return math.exp(difference), math.exp(difference - half), math.exp(difference + half)
 
 
 def _pair(key: tuple, label: str, a: list[Record], b: list[Record], spread: tuple | None, confidence: float) -> Pair:
@@ -238,11 +113,11 @@ def _pair(key: tuple, label: str, a: list[Record], b: list[Record], spread: tupl
     if data[0] != data[1]:
         what = "; ".join(f"{name} {x} and {y}" for (name, x), y in zip(data[0].items(), data[1].values(), strict=True) if x != y)
         return Pair(**who, verdict="other data", text=f"not the same case: {what}")
-    speeds = [_speeds(case) for case in ok]
+    speeds = [sittings.speeds(case) for case in ok]
     found: dict = {"verdict": "done", "text": "done in both"}
     if speeds[0] and speeds[1]:
         logs = [[log for sitting in speed.values() for log in sitting] for speed in speeds]
-        found = _speed(*logs, floor(spread, len(speeds[0]), len(speeds[1]), confidence=confidence), confidence)
+        found = _speed(*logs, sittings.floor(spread, len(speeds[0]), len(speeds[1]), confidence=confidence), confidence)
         found |= {"per_s": tuple(math.exp(statistics.median(own)) for own in logs), "rounds": (len(logs[0]), len(logs[1]))}
     return Pair(**who, **found, **_quality(*ok), changes=tuple(_changes(*ok, a, b)))
 
@@ -269,7 +144,7 @@ def _speed(a: Sequence[float], b: Sequence[float], floor: float | None, confiden
     if min(len(a), len(b)) < MIN_ROUNDS:
         ratio = math.exp(statistics.fmean(b) - statistics.fmean(a))
         return {"verdict": "no verdict", "text": f"no verdict: too few rounds ({len(a)} and {len(b)})", "ratio": ratio}
-    ratio, low, high = welch(a, b, confidence)
+    ratio, low, high = sittings.welch(a, b, confidence)
     figures = {"ratio": ratio, "low": low, "high": high}
     if floor is None:
         return {**figures, "verdict": "no verdict", "text": "no verdict: neither run says how much chance moves a case"}
@@ -397,16 +272,17 @@ def _gains(a: Run, b: Run, labels: dict[tuple, str], *, alike: bool) -> list[Gai
         for row in rows:
             if row.ratio and row.group in bases:
                 base, turned = bases[row.group], ", ".join(f"{name}={row.knobs[name]}" for name in row.differs_in)
-                beside = [text for text in labels[identity(base)].split(", ") if text.split("=")[0] not in row.differs_in and "=" in text]
-                key = (identity(base) if alike else _kind(base, row.differs_in), turned)
+                own_key = sittings.identity(base)
+                beside = [text for text in labels[own_key].split(", ") if text.split("=")[0] not in row.differs_in and "=" in text]
+                key = (own_key if alike else _kind(base, row.differs_in), turned)
                 named = f"{turned} ({', '.join(beside)})" if beside and alike else turned
-                own[key] = Gain(identity(base)[0], row.phase, named, (row.ratio, row.ratio), (row.verdict, row.verdict))
+                own[key] = Gain(own_key[0], row.phase, named, (row.ratio, row.ratio), (row.verdict, row.verdict))
         sides.append(own)
     return [dataclasses.replace(one, ratios=(one.ratios[0], sides[1][key].ratios[1]), words=(one.words[0], sides[1][key].words[1]))
             for key, one in sides[0].items() if key in sides[1]]
 
 
 def _kind(base: Record, turned: Sequence[str]) -> tuple:
-    workload, phase, _, settings = identity(base)
+    workload, phase, _, settings = sittings.identity(base)
     loose = {*SIZE_KNOBS, *turned, "device", "workers", "weights", "optimizer"}
     return workload, phase, tuple(sorted((name, value) for name, value in json.loads(settings).items() if name not in loose))

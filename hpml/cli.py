@@ -203,9 +203,9 @@ def compare_runs(
     changed: Annotated[bool, typer.Option("--changed", help="leave out the cases without a difference")] = False,
 ) -> None:
     """What became faster, slower, better, worse or broken from RUN_A to RUN_B. Exit code 1 where something is worse beyond the noise."""
-    from hpml import agreement, tables_runs
+    from hpml import agreement, sittings, tables_runs
 
-    found = agreement.between(agreement.open_run(run_a), agreement.open_run(run_b), unlike_machines=unlike_machines,
+    found = agreement.between(sittings.open_run(run_a), sittings.open_run(run_b), unlike_machines=unlike_machines,
                               unlike_protocols=unlike_protocols)
     print(tables_runs.text(found, every=not changed))
     if found.regressions:

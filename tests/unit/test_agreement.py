@@ -13,14 +13,14 @@ from matplotlib import pyplot
 from test_plot import inside, texts
 from test_tables import DATA, MACHINE, fit, make, noise, stack, sweep
 
-from hpml import agreement, compare, env, plot, records, tables_runs
+from hpml import agreement, compare, env, plot, records, sittings, tables_runs
 from hpml.env import HpmlError
 
 SCORE = {"metric": "top-1 accuracy", "n": 1000, "chance": 0.1, "margin": 0.01, "informative": True}
 
 
 def run(found, name="run"):
-    return agreement.Run(name, found, found[0].machine, found[0].protocol_version)
+    return sittings.Run(name, found, found[0].machine, found[0].protocol_version)
 
 
 def sitting(group, per_s, *, seed, changes=None, rounds=6, spread=0.01, drift=0.0, **options):
@@ -67,13 +67,13 @@ def test_two_runs_of_unchanged_code_rarely_differ():
 
 
 def test_the_floor_is_what_sittings_of_one_case_differ_by():
-    spread, degrees, words = agreement.spread_of_sittings([run(study(1, cases=12, drift=0.05))], "train")
+    spread, degrees, words = sittings.spread([run(study(1, cases=12, drift=0.05))], "train")
     assert degrees == 11 and spread == pytest.approx(0.05, rel=0.5) and "sittings" in words
     pair = only(between(study(1, drift=0.3), study(2, factor=0.8, drift=0.3)), workers=1)
     assert pair.verdict == "no difference", "a machine that moves by 30 % between sittings shows no 20 %"
     once = sweep("precision", ["fp32", "bf16"])
-    assert agreement.spread_of_sittings([run(once)], "train") is None
-    assert "lower bound" in agreement.spread_of_sittings([run(once + noise())], "train")[2]
+    assert sittings.spread([run(once)], "train") is None
+    assert "lower bound" in sittings.spread([run(once + noise())], "train")[2]
 
 
 def test_no_verdict_without_a_floor_or_with_few_rounds():
@@ -89,10 +89,10 @@ def test_welch_by_its_textbook_example():
 
     a, b = [1.0, 1.1, 0.9, 1.05], [1.4, 1.2, 1.6]
     wanted = stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
-    ratio, low, high = agreement.welch(a, b, 0.95)
+    ratio, low, high = sittings.welch(a, b, 0.95)
     assert math.log(low) == pytest.approx(wanted.low) and math.log(high) == pytest.approx(wanted.high)
     assert ratio == pytest.approx(math.exp(sum(b) / 3 - sum(a) / 4))
-    assert agreement.welch([0.0, 0.0], [0.0, 0.0], 0.95) == (1.0, 1.0, 1.0)
+    assert sittings.welch([0.0, 0.0], [0.0, 0.0], 0.95) == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(("status", "verdict", "worse"), [
@@ -122,6 +122,11 @@ def test_a_knob_that_only_the_newer_version_has_does_not_part_a_case():
     for record in new:
         record.knobs = {**record.knobs, "ranks": 2}
     assert {pair.verdict for pair in between(old, new).pairs} == {"only in A", "only in B"}
+
+
+def test_limits_and_profiles_are_no_cases():
+    watched = [dataclasses.replace(r, case={**r.case, "phase": "profile"}) for r in sweep("precision", ["fp32", "bf16"])]
+    assert between(watched, watched).pairs == [] and "no case is in both runs" in tables_runs.text(between(watched, watched))
 
 
 def test_other_data_is_not_the_same_case():
@@ -265,17 +270,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(place):
 
 
 def test_which_reference_is_meant(place, monkeypatch):
-    assert agreement.open_run("reference").machine["id"] == MACHINE["id"], "the only one"
+    assert sittings.open_run("reference").machine["id"] == MACHINE["id"], "the only one"
     for record in other_machine():
         records.append(place / "reference" / "other-4c" / "records.jsonl", record)
     with pytest.raises(HpmlError, match="which machine\\? known: other-4c, xeon"):
-        agreement.open_run("reference")
+        sittings.open_run("reference")
     monkeypatch.setattr(env, "machine", lambda: {"id": "other-4c"})
-    assert agreement.open_run("reference").machine["id"] == "other-4c", "this machine's"
+    assert sittings.open_run("reference").machine["id"] == "other-4c", "this machine's"
     for record in study(1):
         records.append(place / "elsewhere" / "records.jsonl", record)
     with pytest.raises(HpmlError, match="records of several machines"):
-        agreement.open_run(str(place / "elsewhere"))
+        sittings.open_run(str(place / "elsewhere"))
 
 
 def test_planted_regressions_are_seen_in_the_committed_shape_of_records():
