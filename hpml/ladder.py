@@ -35,6 +35,7 @@ class Step:
     added: Ratio | None  # to the rung before
     alone: Ratio | None  # to the baseline, without any other step
     last: Ratio | None  # the full stack over the full stack without this step
+    single: Row | None
     without: Row | None
 
 
@@ -61,9 +62,11 @@ def read(rows: Sequence[Row], records: Iterable[Record]) -> list[Ladder]:
         own = [row for row in rows if (row.machine, row.group) == (machine, group)]
         base = next((row for row in own if row.is_baseline), None)
         rungs = _rungs(own)
-        if base is not None and len(rungs) > 1:
-            found.append(_ladder(base, rungs, own, _rates(
-                [r for r in records if r.case["group"] == group and r.machine.get("id") == machine])))
+        if base is None or len(rungs) < 2:
+            continue
+        one = _ladder(base, rungs, own, _rates([r for r in records if r.case["group"] == group and r.machine.get("id") == machine]))
+        if all(step.single and step.without for step in one.steps):  # else they only happen to include each other
+            found.append(one)
     return found
 
 
@@ -97,7 +100,7 @@ def _ladder(base: Row, rungs: list[Row], rows: Sequence[Row], rates: dict) -> La
         without = next((o for o in rows if set(o.differs_in) == rest and _same(o, full, rest)), None)
         logs = {name: _logs(rates, x, y) for name, x, y in (("added", before, row), ("alone", base, alone), ("last", without, full))}
         singles.append(logs["alone"])
-        steps.append(Step(turned, row, **{name: _ratio(list(own.values())) for name, own in logs.items()}, without=without))
+        steps.append(Step(turned, row, **{name: _ratio(list(own.values())) for name, own in logs.items()}, single=alone, without=without))
     whole = _logs(rates, base, full)
     shared = sorted(set(whole).intersection(*singles))
     product = {number: sum(own[number] for own in singles) for number in shared}

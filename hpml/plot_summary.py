@@ -102,7 +102,7 @@ def _worth_block(axes, techniques: Sequence[tuple[str, str]], workloads: Sequenc
             axes.text(0, y + 0.5, tables.PHASES[phase].capitalize(), weight="bold", ha="left", va="center")
             y, last = y + 1, phase
         places[phase, technique] = y
-        names.append((y + 0.5, clean(technique, 44)))
+        names.append((y + 0.5, clean(technique, 56 if len(workloads) <= 2 else 44)))
         y += 1
     for (technique, workload), row in cells.items():
         _worth_cell(axes, places[technique], workloads.index(workload), row, 8 if len(workloads) <= 4 else 6.5)

@@ -5,7 +5,6 @@ import hashlib
 import html
 import json
 import re
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,36 +171,13 @@ def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[R
     said += [line for one in ladders for line in ladder.sentences(one)]
     if said:
         text.append("<h3>In words</h3><ul>" + "".join(f"<li>{e(line)}</li>" for line in said) + "</ul>")
-    made = _made(raw)
+    made = tables.made(raw)
     if made:
         text.append("<h3>Made once</h3><ul>" + "".join(f"<li>{e(line)}</li>" for line in made) + "</ul>")
     lost = _lost(own, raw)
     if lost:
         text.append("<h3>Not measured here</h3><ul>" + "".join(f"<li>{e(line)}</li>" for line in lost) + "</ul>")
     return "".join(text)
-
-
-def _made(raw: Sequence[Record]) -> list[str]:
-    """What exports, quantizations and engine builds took and left: medians over rounds. They have no rate, so no table has them."""
-    cases: dict[tuple, list[Record]] = {}
-    for r in raw:
-        if r.status == "ok" and r.case["phase"] in ("export", "quantize", "build"):
-            cases.setdefault((r.case["phase"], r.case["label"], r.case["group"]), []).append(r)
-    lines = []
-    for (phase, label, _), own in cases.items():
-        names = [name for name in own[-1].cold if name.endswith(("_s", "bytes")) and name != "spawn_s"]
-        values = {name: [r.cold[name] for r in own if r.cold.get(name) is not None] for name in names}
-        parts = [
-            f"{tables.figure(statistics.median(found) / 2**20)} MiB"
-            if name == "bytes"
-            else f"{name.removesuffix('_bytes').replace('_', ' ')} {tables.figure(statistics.median(found) / 2**20)} MiB"
-            if name.endswith("bytes")
-            else f"{name.removesuffix('_s').replace('_', ' ')} {tables.figure(statistics.median(found))} s"
-            for name, found in values.items()
-            if found
-        ]
-        lines.append(f"{tables.PHASES[phase]}, {label}: {', '.join(parts) or 'done'}; {len(own)} round{'s' * (len(own) != 1)}")
-    return list(dict.fromkeys(lines))
 
 
 def _lost(rows: Sequence[Row], raw: Sequence[Record]) -> list[str]:

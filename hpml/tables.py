@@ -4,11 +4,13 @@ import csv as csv_module
 import dataclasses
 import json
 import re
+import statistics
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from hpml.compare import MIN_ROUNDS, TOO_NOISY, Row, percent
+from hpml.records import Record
 
 WIDTH = 112
 SMOKE = "smoke: not a result"
@@ -215,6 +217,26 @@ def csv(rows: Sequence[Row], path: Path) -> Path:
             values = dataclasses.asdict(row) | {"knobs": json.dumps(row.knobs, sort_keys=True), "differs_in": "+".join(row.differs_in)}
             writer.writerow([values[name] for name in names])
     return path
+
+
+def made(records: Sequence[Record]) -> list[str]:
+    """What exports, quantizations and engine builds took and left, one line a case: medians over rounds. They have no rate."""
+    cases: dict[tuple, list[Record]] = {}
+    for r in records:
+        if r.status == "ok" and r.case["phase"] in ("export", "quantize", "build"):
+            cases.setdefault((r.case["workload"], r.case["phase"], r.case["label"], r.case["group"], r.machine.get("id")), []).append(r)
+    lines = []
+    for (workload, phase, label, *_), own in cases.items():
+        parts = []
+        for name in own[-1].cold:
+            values = [r.cold[name] for r in own if r.cold.get(name) is not None]
+            what = name.removesuffix("_s").removesuffix("bytes").strip("_").replace("_", " ")
+            if values and name.endswith("bytes"):
+                parts.append(f"{what} {figure(statistics.median(values) / 2**20)} MiB".strip())
+            elif values and name.endswith("_s") and name != "spawn_s":
+                parts.append(f"{what} {figure(statistics.median(values))} s")
+        lines.append(f"{title(workload)} {PHASES[phase]}, {label}: {', '.join(parts) or 'done'}; {len(own)} round{'s' * (len(own) != 1)}")
+    return list(dict.fromkeys(lines))
 
 
 def baseline_of(row: Row, rows: Sequence[Row]) -> Row | None:

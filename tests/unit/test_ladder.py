@@ -103,6 +103,9 @@ def test_other_comparisons_are_no_ladders():
     records = noise() + [make(changes=c, group="one", number=n, order=o, varying=("workers",))
                          for n in range(3) for o, c in enumerate(({}, {"workers": 1}, {"workers": 2}))]
     assert ladder.read(compare.rows(records), records) == []
+    sets = ({}, {"precision": "bf16"}, {"precision": "bf16", "workers": 1})  # workers alone are missing
+    records = [make(changes=c, group="two", number=n, order=o, varying=NAMES) for n in range(3) for o, c in enumerate(sets)]
+    assert ladder.read(compare.rows(records), records) == []
 
 
 def test_the_chart_shows_steps_diamonds_limits_and_the_product():

@@ -267,7 +267,7 @@ def test_a_ladder_has_its_chart_and_words_and_what_is_made_once_its_figures(tmp_
     folder = run_folder(tmp_path, noise() + climbed() + quantized)
     text = html.unescape(report.build(folder).read_text())
     assert (folder / "charts" / "resnet50-train-ladder.png").is_file() and "as the last one 1.49x" in text
-    assert "quantization, as it is: quantize 13.0 s, 24.0 MiB; 3 rounds" in text
+    assert "ResNet-50 quantization, as it is: quantize 13.0 s, 24.0 MiB; 3 rounds" in text
 
 
 def test_damaged_files_are_told_not_fatal(tmp_path):
