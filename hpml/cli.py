@@ -171,7 +171,7 @@ app.command("train")(_train)
 @app.command()
 def report(
     run_id: Annotated[str | None, typer.Argument(help="a run's name")] = None,
-    readme: Annotated[bool, typer.Option("--readme", help="write README.md's results from the committed reference records")] = False,
+    readme: Annotated[bool, typer.Option("--readme", help="write README.md's results and its list of notebooks")] = False,
     bless: Annotated[bool, typer.Option("--bless", help="make this run the reference of its machine (6 rounds, clean commit)")] = False,
 ) -> None:
     """Build a run's report again from its records; or write README's results; or bless a run as reference."""

@@ -9,6 +9,7 @@ from hpml.compare import Row
 from hpml.env import HpmlError
 
 BEGIN, END = "<!-- results: written by `hpml report --readme` -->", "<!-- /results -->"
+LIST_BEGIN, LIST_END = "<!-- notebooks: written by `hpml report --readme` -->", "<!-- /notebooks -->"
 
 
 def bless(run_id: str) -> Path:
@@ -114,8 +115,17 @@ def _figure(folder: Path, rows: list[Row]) -> str:
 
 
 def readme(path: Path) -> str:
-    """The text of `path` with its results block written anew. Raises HpmlError when the block's marks are missing."""
+    """The text of `path` with its results and its list of notebooks written anew. Raises HpmlError when the marks of one are missing."""
     text = path.read_text()
-    if BEGIN not in text or END not in text:
-        raise HpmlError(f"{path}: the marks of the results block are missing ({BEGIN} ... {END})")
-    return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: f"{BEGIN}\n{readme_block()}\n{END}", text, flags=re.DOTALL)
+    for begin, end, what, made in ((BEGIN, END, "results", readme_block), (LIST_BEGIN, LIST_END, "notebooks", notebook_list)):
+        if begin not in text or end not in text:
+            raise HpmlError(f"{path}: the marks of the block of {what} are missing ({begin} ... {end})")
+        block = f"{begin}\n{made()}\n{end}"
+        text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _, block=block: block, text, flags=re.DOTALL)
+    return text
+
+
+def notebook_list() -> str:
+    """The course in reading order with each notebook's question."""
+    lines = [f"| [{book.name}](notebooks/{book.path.name}) | {book.question} |" for book in notebooks.course()]
+    return "\n".join(["| notebook | the question |", "|---|---|", *lines])

@@ -23,7 +23,7 @@ def test_a_blessed_run_writes_readme(tmp_path, monkeypatch):
     folder = reference.bless("good")
     assert {path.name for path in folder.iterdir()} == {"records.jsonl", "tables", "charts"}
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{reference.BEGIN}\nold\n{reference.END}\nafter\n")
+    page.write_text(f"before\n{reference.BEGIN}\nold\n{reference.END}\n{reference.LIST_BEGIN}\n{reference.LIST_END}\nafter\n")
     text = reference.readme(page)
     assert text.startswith("before") and text.endswith("after\n") and "old" not in text
     assert "precision=bf16" in text and "1.80x" in text and "0123456789" in text and "--rounds 6" in text
@@ -59,7 +59,7 @@ def test_changed_sources_are_not_blessed(tmp_path, monkeypatch):
 
 def test_a_page_without_marks_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
-    with pytest.raises(HpmlError, match="marks of the results block are missing"):
+    with pytest.raises(HpmlError, match="marks of the block of results are missing"):
         reference.readme(tmp_path / "README.md")
 
 
