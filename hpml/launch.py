@@ -66,7 +66,7 @@ def run(job: dict, *, log: Path, timeout_s: float) -> dict:
     # The answer comes as a file, replaced whole: a killed child leaves none.
     with tempfile.TemporaryDirectory(prefix="hpml-") as scratch:
         answer = Path(scratch, "answer.json")
-        started = time.perf_counter()
+        started, began = time.perf_counter(), time.time()
         with _hidden_main():
             child = _context().Process(target=_child, args=(json.dumps(job), str(answer), str(log)), daemon=False)
             child.start()
@@ -75,6 +75,8 @@ def run(job: dict, *, log: Path, timeout_s: float) -> dict:
             timed_out = child.is_alive()
         finally:
             _end(child)
+            if not (answer.exists() and json.loads(answer.read_text())["status"] == "ok"):
+                _forget_since(inductor_cache(job), began)
         if timed_out:
             return {"status": "timeout", "reason": f"stopped after {timeout_s:.0f} s"}
         if answer.exists():
@@ -82,6 +84,17 @@ def run(job: dict, *, log: Path, timeout_s: float) -> dict:
             fields["spawn_s"] = fields.pop("began") - started
             return fields
         return _death(child.exitcode, log)
+
+
+def inductor_cache(job: dict) -> Path:
+    return Path(job.get("run_dir", os.devnull), "cache", "inductor")
+
+
+def _forget_since(cache: Path, began: float) -> None:
+    """Remove what a child that was stopped had written there: half a library would fail every later case that finds it."""
+    for path in cache.rglob("*"):
+        if path.is_file() and path.stat().st_mtime >= began - 1:
+            path.unlink(missing_ok=True)
 
 
 def _end(child) -> None:
@@ -114,7 +127,7 @@ def _child(job_text: str, answer: str, log: str) -> None:
     job = {**json.loads(job_text), "began": began}
     os.environ["TMPDIR"], tempfile.tempdir = str(Path(answer).parent), None  # what its libraries unpack goes when the caller is done
     if "run_dir" in job:  # Inductor's cache belongs to the run: filled once by what this run has installed, found by its later cases
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(job["run_dir"], "cache", "inductor"))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(inductor_cache(job))
     fields = {**_measured(job), "began": began}
     partial = Path(answer + ".part")
     partial.write_text(json.dumps(fields, default=float))

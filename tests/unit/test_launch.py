@@ -21,6 +21,7 @@ FAULTS = {
     "crashes": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
     "leaves": "import os; print('leaving in anger', flush=True); os._exit(7)",
     "memory": "import torch; torch.empty(2**60)",
+    "none": "return _data(knobs)",
     "absent": "from hpml.env import Unavailable; raise Unavailable('no such card here')",
     "sleeps": "import subprocess, time; subprocess.Popen(['sleep', '300']); time.sleep(300)",
 }
@@ -45,6 +46,21 @@ def test_every_end_is_a_status(tmp_path, fault, status, said):
     assert "\n" not in fields["reason"]
     if fault == "raises":
         assert "Traceback" in (tmp_path / "log").read_text(), "the log has what the reason leaves out"
+
+
+@pytest.mark.parametrize(("fault", "kept"), [("killed", ["old"]), ("none", ["old", "new"])])
+def test_what_a_stopped_child_left_in_the_compilers_cache_is_removed(tmp_path, fault, kept):
+    cache = tmp_path / "cache" / "inductor"
+    cache.mkdir(parents=True)
+    (cache / "old").write_text("whole")
+    os.utime(cache / "old", (0, 0))
+    write = f"import pathlib; pathlib.Path({str(cache / 'new')!r}).write_text('half'); "
+    started = job(tmp_path, fault)
+    path = Path(started["case"]["workload"])
+    path.write_text(path.read_text().replace("def data(knobs):\n    ", f"_data = data\ndef data(knobs):\n    {write}"))
+    started["knobs"] = {**KNOBS, "train_samples": 32, "test_samples": 8, "prefetch": 2, "storage": "array"}
+    launch.run(started, log=tmp_path / "log", timeout_s=60)
+    assert sorted(path.name for path in cache.iterdir()) == sorted(kept), (tmp_path / "log").read_text()
 
 
 def sleepers() -> list[int]:
