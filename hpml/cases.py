@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hpml import env
 from hpml.env import HpmlError
-from hpml.knobs import validate
+from hpml.knobs import INT8_KNOBS, validate
 from hpml.workloads import get as get_workload
 from hpml.workloads import without
 
@@ -92,7 +92,8 @@ class Case:
 
     def label(self, others: Sequence["Case"]) -> str:
         """The knobs in which the cases of a comparison differ, with this case's values."""
-        varying = [name for name in self.knobs if any(case.knobs[name] != self.knobs[name] for case in others)]
+        idle = () if self.knobs.get("precision", "int8") == "int8" else INT8_KNOBS
+        varying = [name for name in self.knobs if name not in idle and any(case.knobs[name] != self.knobs[name] for case in others)]
         return ", ".join(f"{name}={self.knobs[name]}" for name in varying) or (self.arm or "as it is")
 
 

@@ -1,13 +1,14 @@
 """Inference: one model on one engine: export, parity, latency in three figures, and the quality pass."""
 
 import hashlib
+import json
 import time
 from pathlib import Path
 from types import ModuleType
 
 from hpml import distributed, engines, export, stored
 from hpml import measure as m
-from hpml.env import Unavailable
+from hpml.env import HpmlError, Unavailable
 from hpml.fit import quality
 from hpml.train import load_weights, train_flops
 
@@ -36,20 +37,36 @@ def fp32_model(job: dict, workload: ModuleType, image_set):
 
 def _samples(workload: ModuleType, knobs: dict, image_set, count: int):
     """`count` real test samples, preprocessed, as a tuple of arrays; repeated where the test set is smaller."""
+    dataset = workload.dataset(knobs, image_set, train=False)
+    return stacked(workload, dataset, [i % len(dataset) for i in range(count)])
+
+
+def stacked(workload: ModuleType, dataset, indices: list[int]) -> tuple:
+    """The model's inputs of these samples of a data set, as a tuple of arrays [N, ...]."""
     import numpy as np
 
-    dataset = workload.dataset(knobs, image_set, train=False)
-    picked = [dataset[i % len(dataset)] for i in range(count)]
-    width = len(workload.INPUT_NAMES)
-    return tuple(np.stack([np.asarray(sample[i]) for sample in picked]) for i in range(width))
+    picked = [dataset[i] for i in indices]
+    return tuple(np.stack([np.asarray(sample[i]) for sample in picked]) for i in range(len(workload.INPUT_NAMES)))
+
+
+def _graph_path(job: dict, *more) -> Path:
+    """Where the run keeps a graph of this model; `more` is what tells it from the model's other graphs."""
+    knobs = job["knobs"]
+    identity = (job["case"]["workload"], job["weights_sha256"], knobs["data"], knobs["seed"], *(knobs.get(name) for name in SHAPING), *more)
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
+    return Path(job["run_dir"]) / "models" / f"{Path(job['case']['workload']).stem}-{'int8-' if more else ''}{digest}.onnx"
+
+
+def int8_file(job: dict) -> Path:
+    """The INT8 graph of this model: phase quantize leaves it there, inference takes it from there."""
+    knobs = job["knobs"]
+    return _graph_path(job, *(knobs[name] for name in ("quantizer", "calib_samples", "calib_method", "train_samples")), job["code"])
 
 
 def onnx_file(job: dict, workload: ModuleType, model) -> tuple[Path, dict]:
     """The exported graph of this model, made once in a run and shared by its cases: (path, what the export said; {} if it was there)."""
     knobs = job["knobs"]
-    identity = (job["case"]["workload"], job["weights_sha256"], knobs["data"], knobs["seed"], *(knobs.get(name) for name in SHAPING))
-    digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
-    path = Path(job["run_dir"]) / "models" / f"{Path(job['case']['workload']).stem}-{digest}.onnx"
+    path = _graph_path(job)
     if path.exists():
         return path, {}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +93,10 @@ def artefact(job: dict, workload: ModuleType, model) -> tuple:
     """(what the case's engine is loaded from: the module or the path of an ONNX file, what the export said)."""
     if engines.get(job["knobs"]["engine"]).WANTS == "module":
         return model, {}
+    if job["knobs"]["precision"] == "int8":
+        if not int8_file(job).exists():
+            raise HpmlError(f"{int8_file(job).name}: the run has no INT8 graph of this model: phase quantize makes it")
+        return int8_file(job), {}
     return onnx_file(job, workload, model)
 
 
@@ -88,22 +109,31 @@ def check_parity(model, engine, workload: ModuleType, knobs: dict, image_set) ->
     import numpy as np
     import torch
 
-    tolerance = workload.PARITY[knobs["precision"]]
+    tolerance = workload.PARITY.get(knobs["precision"])
+    if tolerance is None:
+        raise Unavailable(f"{workload.NAME} says in PARITY nothing about {knobs['precision']}: nobody could tell a wrong answer")
+    only = getattr(engine, "batch", None)  # compiled for batches of this size alone
     count = 32 if knobs.get("image", 224) <= 64 else 8
+    count = max(only, count // only * only) if only else count
     inputs = _samples(workload, knobs, image_set, count)
     with torch.inference_mode():
         wanted = model(*(torch.as_tensor(x) for x in inputs)).float().numpy()
-    cuts = (1, 3, count)  # one sample, then two, then the rest
+    # One sample, then two, then the rest, where any batch is taken.
+    cuts = range(only, count + 1, only) if only else (1, 3, count)
     parts, start = [], 0
     for end in cuts:
         parts.append(engine.run(tuple(x[start:end] for x in inputs))[0])
         start = end
     got = np.concatenate(parts)
-    found = export.parity(wanted, got, atol=tolerance["atol"], rtol=tolerance["rtol"])
+    atol = tolerance["atol"] if "atol" in tolerance else tolerance["range_share"] * float(np.abs(wanted).max())
+    found = export.parity(wanted, got, atol=atol, rtol=tolerance["rtol"])
     if hasattr(workload, "agreement"):  # what the same answer is, where it is not one class for each sample
         found["top1_agreement"] = workload.agreement(wanted, got)
     found["tolerance"]["top1_agreement"] = tolerance["top1_agreement"] if knobs["weights"] != "random" else None
+    found["tolerance"]["cosine"] = tolerance.get("cosine")
     if knobs["weights"] != "random" and found["top1_agreement"] < tolerance["top1_agreement"]:
+        found["passed"] = False
+    if found["cosine"] is not None and found["cosine"] < tolerance.get("cosine", -1):
         found["passed"] = False
     return {**found, "n": count}
 
@@ -134,10 +164,25 @@ def measure(job: dict, workload: ModuleType) -> dict:
         return {**shared, "status": "parity_failed", "reason": why}
     if knobs["measure"] == "quality":
         scores = workload.evaluate(lambda inputs: engine.run(inputs)[0], knobs, image_set)
-        return {**shared, "quality": quality(scores, workload) if knobs["weights"] != "random" else None,
-                "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()}, "disturbance": m.disturbance(mark)}
-    del reference
-    return {**shared, **_latency(job, workload, engine, image_set, batches)}
+        found = {"quality": quality(scores, workload) if knobs["weights"] != "random" else None,
+                 "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()}, "disturbance": m.disturbance(mark)}
+    else:
+        del reference
+        found = _latency(job, workload, engine, image_set, batches)
+    if knobs["precision"] == "int8":
+        shared["actual"] |= _int8(job, engine)  # after measuring: it may load the graph again
+    return {**shared, **found}
+
+
+def _int8(job: dict, engine) -> dict:
+    """What really runs in INT8, and what its ranges come from. Raises Unavailable where the engine computes the graph in floats only."""
+    done, total = engine.int8_ops()
+    if not done:
+        raise Unavailable(f"{job['knobs']['engine']} computes the INT8 graph in floating point here: none of its {total} heavy operators "
+                          "is INT8")
+    made = json.loads(int8_file(job).with_suffix(".json").read_text())
+    kept = {name: made[name] for name in ("int8_share", "samples", "weight_bits", "fp32_bytes", "weights")}
+    return {"int8_ops": done, "heavy_ops_total": total, "int8_share": done / total, "quantized": {"graph": int8_file(job).name, **kept}}
 
 
 def _batches(workload: ModuleType, knobs: dict, image_set) -> list[tuple]:
@@ -183,7 +228,7 @@ def _latency(job: dict, workload: ModuleType, engine, image_set, batches: list[t
     preprocessed = distributed.steady(whole, clock=clock, **short)
     classes = len(image_set.classes)
     flops = train_flops(workload, knobs, classes, training=False) / 3 * batch  # backward costs twice the forward pass
-    width_bytes = 2 if knobs["precision"] in ("bf16", "fp16") else 4
+    width_bytes = {"bf16": 2, "fp16": 2, "int8": 1}.get(knobs["precision"], 4)
     weights = sum(p.numel() for p in _meta_parameters(workload, knobs, classes))
     return {
         "samples": {"unit": "s", "items": batch, "values": resident["values"], "with_copies": copies["values"],

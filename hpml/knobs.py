@@ -59,6 +59,8 @@ KNOBS: dict[str, Knob] = {
                  ("imagenet", "cifar")),
     "engine": Knob("eager", (*_ENGINE, "limit"), "what executes the model: eager, onnxruntime, openvino, ...", least=None),
     "hint": Knob("latency", _ENGINE, "OpenVINO's performance hint", ("latency", "throughput")),
+    "shapes": Knob("dynamic", _ENGINE, "OpenVINO: compiled for any batch (dynamic), or for the batch that is measured alone (static)",
+                   ("dynamic", "static")),
     "capture": Knob("trace", _ENGINE, "how TorchScript gets its graph: trace (record one call) or script (compile the source)",
                     ("trace", "script")),
     "stored": Knob(False, ("infer",), "load the engine that phase build left in this run instead of building it"),
@@ -74,10 +76,11 @@ KNOBS: dict[str, Knob] = {
                  ("matmul", "conv3x3", "memory", "h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable", "jpeg")),
     "dtype": Knob("fp32", ("limit",), "data type of the limit", least=None),
 }
+INT8_KNOBS = ("quantizer", "calib_samples", "calib_method")  # they mean something where the precision is int8
 # What may differ between a speed figure and the quality run that vouches for it: the amount of training, the size of the
 # input, the first layers fitted to it and the variant that was small enough to train are not what a technique is.
 SIZE_KNOBS = ("epochs", "train_samples", "test_samples", "image", "batch", "threads", "schedule", "measure", "hint", "lr", "seed",
-              "slowdown", "interrupt", "stem", "length", "variant", "weights")
+              "slowdown", "interrupt", "stem", "length", "variant", "weights", "shapes")
 
 
 def defaults(phase: str) -> dict:

@@ -22,6 +22,8 @@ def construct(job: dict):
     kind = engines.get(knobs["engine"])
     if reason := kind.unavailable(knobs["device"]):
         raise Unavailable(reason)
+    if knobs["shapes"] == "static" and ("shapes" not in kind.OPTIONS or knobs.get("measure") == "quality"):
+        raise Unavailable("shapes=static is OpenVINO's, and for a speed figure: a quality pass needs batches of other sizes")
     options = {name: knobs[name] for name in kind.OPTIONS if name in knobs}
     if knobs["engine"] == "compile":
         options["limit_s"] = protocol.get("compile_limit_s")

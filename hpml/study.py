@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpml import compare, distributed, env, launch, limits, pretrained, records, stored, workloads
+from hpml import compare, distributed, engines, env, launch, limits, pretrained, records, stored, workloads
 from hpml.cases import Case, case, session
 from hpml.env import BudgetSpent, HpmlError, Unavailable
 from hpml.knobs import KNOBS, defaults
@@ -23,8 +23,8 @@ TIMEOUT_S = {"smoke": 120, "cpu": 600, "gpu": 600, "full": 7 * 86_400}
 OUT_OF_TIME = "budget"  # how the reason of a record begins that the run's time did not reach
 COMPILE_LIMIT_S = {"smoke": 60, "cpu": 60, "gpu": 600, "full": 3600}  # a longer compilation is given up, and the record says so
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
-MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "infer.py", "loading.py", "profiling.py", "launch.py", "export.py",
-             "limits.py", "stored.py", "build.py", "data/*.py", "engines/*.py", "workloads/_*.py")
+MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "infer.py", "quantize.py", "loading.py", "profiling.py", "launch.py",
+             "export.py", "limits.py", "stored.py", "build.py", "data/*.py", "engines/*.py", "workloads/_*.py")
 
 
 def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None = None, run_id: str | None = None) -> Results:
@@ -236,14 +236,17 @@ def _one(plan: _Plan, index: int, number: int, order: list[int], known_limits: d
     log = folder / "logs" / f"{Path(one.workload).stem}-{one.phase}-{key}-r{number}.log"
     shared = {"run_id": plan.run_id, "case": described, "knobs": one.knobs, "notebook": session().notebook, "machine": env.machine(),
               "versions": env.versions(), "git": env.git()}
+    path, digest = plan.weights[index]
+    job = {"case": described, "knobs": one.knobs, "protocol": protocol, "run_dir": str(folder), "weights": path, "weights_sha256": digest,
+           "code": _code(one.workload)}
+    if failed := _without_int8_graph(one, job, plan.run_id):
+        return Record(**failed, protocol={**protocol, "busy": False}, **shared)
     left = _seconds_left()
     expected = plan.seconds.get(key) or max(plan.seconds.values(), default=0.0)
     if left is not None and left < max(expected, 1.0):
         return Record(status="skipped", reason=f"{OUT_OF_TIME}: no time was left", protocol={**protocol, "busy": False}, **shared)
     # A whole training takes as long as its epochs; only the budget ends it.
     timeout_s = TIMEOUT_S["full" if one.knobs.get("epochs") else one.tier]
-    path, digest = plan.weights[index]
-    job = {"case": described, "knobs": one.knobs, "protocol": protocol, "run_dir": str(folder), "weights": path, "weights_sha256": digest}
     if index in plan.unbuilt:
         status, reason = plan.unbuilt[index]
         return Record(status=status, reason=f"nothing stored to start: {reason}", protocol={**protocol, "busy": False}, **shared)
@@ -253,6 +256,23 @@ def _one(plan: _Plan, index: int, number: int, order: list[int], known_limits: d
     if fields["status"] == "timeout" and left is not None and left < timeout_s:
         fields |= {"status": "skipped", "reason": f"{OUT_OF_TIME}: stopped when the time was up"}
     return _record(fields, shared, protocol, log.relative_to(folder), known_limits, digest)
+
+
+def _without_int8_graph(one: Case, job: dict, run_id: str) -> dict | None:
+    """Sees to the INT8 graph that a case needs: where the run has none, a case of its own makes it, so that neither its time nor its
+    memory counts here. Status and reason where it could not be made."""
+    from hpml.infer import int8_file
+
+    if one.knobs.get("precision") != "int8" or one.phase not in ("infer", "build"):
+        return None
+    kind = engines.get(one.knobs["engine"])
+    if kind.WANTS != "onnx" or kind.unavailable(one.knobs["device"]) or int8_file(job).exists():
+        return None
+    print("  no INT8 graph of these weights in this run yet: quantizing first")
+    knobs = {name: one.knobs[name] for name in defaults("quantize") if name in one.knobs}
+    making = dataclasses.replace(one, phase="quantize", knobs={**knobs, "device": "cpu"}, technique="as it is", arm="")
+    made = run(making, fresh=True, rounds=1, run_id=run_id).records[-1]
+    return None if made.status == "ok" else {"status": made.status, "reason": f"no INT8 graph: {made.reason}"}
 
 
 def _short_of_time() -> bool:
@@ -300,6 +320,11 @@ def _say(record: Record, number: int, rounds: int) -> None:
         text = f"{record.stats['per_s']:.4g} samples/s"
     elif record.case["phase"] == "build":
         text = f"built in {record.cold['build_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB"
+    elif record.case["phase"] == "quantize":
+        text = (f"{record.cold['quantize_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB of {record.cold['fp32_bytes'] / 2**20:.1f}, "
+                f"{record.actual['int8_ops']} of {record.actual['heavy_ops_total']} heavy operators")
+    elif record.case["phase"] == "infer":  # a quality pass of random weights
+        text = "ran; quality is not informative with random weights"
     else:
         text = f"export {record.cold['export_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB"
     label = record.case["label"] if record.case["label"] != "as it is" else f"{Path(record.case['workload']).stem} {record.case['phase']}"

@@ -7,6 +7,7 @@ MARGIN, MARGIN_REASON = 0.02, "a test's"
 LEARNING_RATE = {"sgd": 0.1, "adam": 0.01}
 INPUT_NAMES, OUTPUT_NAMES = ("points",), ("logits",)
 PARITY = {name: {"atol": 0.5, "rtol": 0.1, "top1_agreement": 0.9} for name in ("fp32", "bf16", "fp16")}
+PARITY["int8"] = {"range_share": 0.5, "rtol": 0.0, "top1_agreement": 0.9, "cosine": 0.95}
 _SIZE = {"batch": 16, "image": 8, "train_samples": 320, "test_samples": 200}
 SIZES = {tier: {"train": _SIZE, "fit": {**_SIZE, "epochs": 2}, "infer": {**_SIZE, "batch": 2}, "data": _SIZE,
                 "protocol": {"warmup": 2, "min_iters": 5, "min_seconds": 0.0, "rounds": rounds}}

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool"}
+# Where the arithmetic is, as the optimiser names it.
+INT8_OPS = ("QLinearConv", "QLinearConvTranspose", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul", "QAttention")
+FLOAT_OPS = ("Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Attention", "MultiHeadAttention")
 
 
 class Engine:
@@ -99,6 +103,12 @@ class Engine:
             nodes = onnx.load(target, load_external_data=False).graph.node
         self.actual["ops"] = dict(sorted(collections.Counter(node.op_type for node in nodes).items()))
         return self.actual["ops"]
+
+    def int8_ops(self) -> tuple[int, int]:
+        """(heavy operators that run in INT8, all heavy operators), after ONNX Runtime's optimisation. Loads the graph again."""
+        ops = self.executed_ops()
+        done, floats = (sum(ops.get(kind, 0) for kind in kinds) for kinds in (INT8_OPS, FLOAT_OPS))
+        return done, done + floats
 
     def run(self, inputs: "tuple[np.ndarray, ...]") -> "tuple[np.ndarray, ...]":
         self._check(inputs)

@@ -19,17 +19,19 @@ HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 class Engine:
-    WANTS, OPTIONS = "onnx", ()
+    WANTS, OPTIONS = "onnx", ("shapes", "batch")
     STORED, SUFFIX = "the compiled model (what its cache keeps)", ".blob"
 
     def __init__(self, *, device: str = "cpu", threads: int = 0, precision: str = "fp32",
-                 hint: str = "latency") -> None:
+                 hint: str = "latency", shapes: str = "dynamic", batch: int | None = None) -> None:
+        """`shapes`: dynamic takes any batch, as the file declares it; static is compiled for inputs of `batch` alone."""
         check_request(engine="openvino", device=device, precision=precision, hint=hint)
         if reason := self.unavailable(device):
             raise Unavailable(f"openvino: {reason}")
         if precision == "tf32":
             raise Unavailable("openvino: tf32 is for CUDA")
         self.device, self.threads, self.precision, self.hint = device, threads, precision, hint
+        self.batch = batch if shapes == "static" else None
         self.compiled, self.path, self.bound, self.load_s, self.actual = None, None, [], None, {}
 
     @staticmethod
@@ -44,7 +46,13 @@ class Engine:
         path, held = Path(artefact), graph_precision(artefact)
         if (held == "int8") != (self.precision == "int8"):
             raise Unavailable(f"openvino: {path.name} holds {held}, {self.precision} was asked")
-        self._compile(path, lambda core, config: core.compile_model(core.read_model(path), "CPU", config))
+        def make(core, config):
+            model = core.read_model(path)
+            if self.batch:
+                model.reshape({port: [self.batch, *list(port.get_partial_shape())[1:]] for port in model.inputs})
+            return core.compile_model(model, "CPU", config)
+
+        self._compile(path, make)
 
     def build(self, artefact: str | Path, path: Path, example: tuple) -> None:
         """Compiles the file and writes the compiled model."""
@@ -86,6 +94,11 @@ class Engine:
             "streams": compiled.get_property("NUM_STREAMS"), "cpu_pinning": compiled.get_property("ENABLE_CPU_PINNING"),
             "ops": dict(sorted(ops.items())), "heavy_ops": dict(sorted(heavy.items())), "version": openvino.__version__,
         }
+
+    def int8_ops(self) -> tuple[int, int]:
+        """(heavy operators that run in INT8, all heavy operators) of the compiled model."""
+        heavy = self.actual["heavy_ops"]
+        return sum(count for name, count in heavy.items() if name.endswith((" u8", " i8"))), sum(heavy.values())
 
     def run(self, inputs: "tuple[np.ndarray, ...]") -> "tuple[np.ndarray, ...]":
         self._check(inputs)
