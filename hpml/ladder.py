@@ -62,8 +62,8 @@ def read(rows: Sequence[Row], records: Iterable[Record]) -> list[Ladder]:
         own = [row for row in rows if (row.machine, row.group) == (machine, group)]
         base = next((row for row in own if row.is_baseline), None)
         rungs = _rungs(own)
-        if base is None or len(rungs) < 2:
-            continue
+        if base is None or len(rungs) < 2 or not any(row.ratio for row in rungs):
+            continue  # no steps on each other, or none that was measured
         one = _ladder(base, rungs, own, _rates([r for r in records if r.case["group"] == group and r.machine.get("id") == machine]))
         if all(step.single and step.without for step in one.steps):  # else they only happen to include each other
             found.append(one)
