@@ -98,7 +98,11 @@ def model(knobs: dict, classes: int):
     One stream, no memory of earlier segments. The mask is a float input, so the graph exports with a free batch. As in the paper's
     fine-tuning, <cls> (the last token) is a segment of its own. The embedding of masked words belongs to pre-training: no gradient.
     """
-    from transformers import XLNetConfig, XLNetForSequenceClassification
+    import warnings
+
+    with warnings.catch_warnings():  # in a notebook tqdm warns that its bars stay plain, which is what is wanted there
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from transformers import XLNetConfig, XLNetForSequenceClassification
 
     class Classifier(XLNetForSequenceClassification):
         def forward(self, input_ids, attention_mask):
