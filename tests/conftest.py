@@ -39,3 +39,14 @@ def need():
         pytest.skip(reason)
 
     return find
+
+
+@pytest.fixture
+def smoke_session(tmp_path, monkeypatch):
+    """Cases at the smoke tier, in a run "here" below the test's own folder."""
+    import hpml
+
+    monkeypatch.setenv("HPML_RESULTS", str(tmp_path / "results"))
+    hpml.use(tier="smoke", run_id="here")
+    yield
+    hpml.use(tier="smoke")

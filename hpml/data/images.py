@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpml.data.mapped import PickledByPath
 from hpml.env import HpmlError, cache_dir
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ STALE_S = 3600  # a temporary folder untouched for so long belongs to a process 
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(PickledByPath):
     """Labelled images of one size. Arrays may be memory maps: those are pickled by their path."""
 
     name: str  # "cifar10"
@@ -43,56 +44,6 @@ class ImageSet:
     checksum: str  # hex; the identity of the source, also of a subset of it
     note: str = ""  # what has to be known about it, in a few words
     mirror_ok: bool = True  # a mirrored image still belongs to its class (not so for digits)
-
-    def __getstate__(self) -> dict:
-        return _pack(self.__dict__)
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(_unpack(state))
-
-
-# ---- memory maps travel by path: a spawned loader worker would otherwise get 150 MB through a pipe
-
-
-@dataclass(frozen=True)
-class _Mapped:
-    path: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    offset: int
-
-
-def _pack(state: dict) -> dict:
-    import numpy as np
-
-    return {key: _mapped(value) if isinstance(value, np.ndarray) else value for key, value in state.items()}
-
-
-def _unpack(state: dict) -> dict:
-    import numpy as np
-
-    def opened(value: object) -> object:
-        if not isinstance(value, _Mapped):
-            return value
-        return np.memmap(value.path, dtype=value.dtype, mode="r", offset=value.offset, shape=value.shape)
-
-    return {key: opened(value) for key, value in state.items()}
-
-
-def _mapped(array: np.ndarray) -> np.ndarray | _Mapped:
-    """Where `array` lies in a mapped file; the array itself when it lies in memory or has gaps."""
-    import mmap
-
-    import numpy as np
-
-    owner = array
-    while isinstance(owner.base, np.ndarray):
-        owner = owner.base
-    whole = isinstance(owner, np.memmap) and isinstance(owner.base, mmap.mmap) and owner.filename is not None
-    if not whole or not array.size or not array.flags.c_contiguous:
-        return array
-    offset = owner.offset + array.ctypes.data - owner.ctypes.data
-    return _Mapped(str(owner.filename), array.dtype, array.shape, offset)
 
 
 # ---- converted once, mapped later
@@ -240,7 +191,7 @@ def jpegs(images: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     return arrays["bytes"], arrays["offsets"]
 
 
-class ImageDataset:
+class ImageDataset(PickledByPath):
     """A map-style data set for torch's loader: index -> (float32 tensor [3, image, image], int label).
 
     train: random crop (4 pixels of padding, at native resolution; with storage "jpeg" a random resized crop) and, with
@@ -275,12 +226,6 @@ class ImageDataset:
             raise HpmlError(f"mean {mean.tolist()}, std {std.tolist()}: three of each, std above 0")
         self.scale = (1 / (255 * std))[:, None, None]
         self.shift = (-mean / std)[:, None, None]
-
-    def __getstate__(self) -> dict:
-        return _pack(self.__dict__)
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(_unpack(state))
 
     def __len__(self) -> int:
         return len(self.labels)

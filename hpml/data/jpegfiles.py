@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpml.data.images import EVAL_CROP, MIN_CROP_AREA, ImageDataset, ImageSet, _pack, _unpack, made_once, say
+from hpml.data.images import EVAL_CROP, MIN_CROP_AREA, ImageDataset, ImageSet, made_once, say
+from hpml.data.mapped import PickledByPath
 from hpml.env import HpmlError, cache_dir
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def decoded(content: bytes) -> Image.Image:
         raise ValueError(str(error)) from None
 
 
-class FileDataset:
+class FileDataset(PickledByPath):
     """A map-style data set for torch's loader: index -> (float32 tensor [3, image, image], int label), decoded at each read.
 
     train: random resized crop and mirroring; else the shorter side to 256/224 of `image` and the centre. All randomness comes from
@@ -80,12 +81,6 @@ class FileDataset:
         steps = [v2.RandomResizedCrop(image, scale=(least, 1.0)), v2.RandomHorizontalFlip()] if train else [
             v2.Resize(round(image / EVAL_CROP)), v2.CenterCrop(image)]
         self.transform = v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
-
-    def __getstate__(self) -> dict:
-        return _pack(self.__dict__)
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(_unpack(state))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from hpml.data.images import _pack, _unpack, jpegs
+from hpml.data.images import jpegs
+from hpml.data.mapped import PickledByPath
 from hpml.env import HpmlError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which pu
 MIN_CROP_AREA = 0.5  # a smaller part of a picture often holds no outline of the animal
 
 
-class MaskDataset:
+class MaskDataset(PickledByPath):
     """A map-style data set for torch's loader: index -> (float32 tensor [3, image, image], uint8 tensor [image, image]).
 
     train: one random crop and mirroring for image and mask together; all randomness comes from torch's default generator. Masks are
@@ -36,12 +37,6 @@ class MaskDataset:
             self.encoded, self.offsets = jpegs(images, jpeg_side)
         else:
             self.images = images
-
-    def __getstate__(self) -> dict:
-        return _pack(self.__dict__)
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(_unpack(state))
 
     def __len__(self) -> int:
         return len(self.masks)

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpml.data.images import _pack, _unpack, balanced, read_stored, say, store
+from hpml.data.images import balanced, read_stored, say, store
+from hpml.data.mapped import PickledByPath
 from hpml.env import HpmlError, Unavailable, cache_dir, data_dir
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ BLOCK, EVERY, GAP = 400, 5, 50
 LISTED = 1000  # unusable rows that are kept with their reason; all are counted
 
 
-class Texts(Sequence):
+class Texts(PickledByPath, Sequence):
     """Texts as one array of UTF-8 bytes and the offsets between them: memory-mapped, so that 3.6 million cost no memory."""
 
     def __init__(self, data: np.ndarray, offsets: np.ndarray, index: np.ndarray | None = None) -> None:
@@ -49,12 +50,6 @@ class Texts(Sequence):
             return [self[i] for i in range(*at.indices(len(self)))]
         place = range(len(self))[at] if self.index is None else self.index[at]
         return bytes(self.data[self.offsets[place] : self.offsets[place + 1]]).decode()
-
-    def __getstate__(self) -> dict:
-        return _pack(self.__dict__)
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(_unpack(state))
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Texts:

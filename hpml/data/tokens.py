@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpml.data.images import _pack, _unpack, made_once
+from hpml.data.images import made_once
+from hpml.data.mapped import PickledByPath
 from hpml.env import HpmlError, cache_dir, data_dir
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def encoded(texts: Sequence[str], tokenizer_file: str, length: int) -> tuple[np.
     return arrays["ids"], arrays["mask"]
 
 
-class TokenDataset:
+class TokenDataset(PickledByPath):
     """Map-style: index -> (int64 ids [length], float32 mask [length], int label), from the cached ids or, `fresh`, from the text itself:
     what one request costs. Memory maps are pickled by path."""
 
@@ -102,12 +103,6 @@ class TokenDataset:
             self.texts, self.tokenizer = texts, open_tokenizer(tokenizer_file, length)
         else:
             self.ids, self.mask = encoded(texts, tokenizer_file, length)
-
-    def __getstate__(self) -> dict:
-        return _pack(self.__dict__)
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(_unpack(state))
 
     def __len__(self) -> int:
         return len(self.labels)

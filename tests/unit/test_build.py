@@ -13,12 +13,7 @@ torch = pytest.importorskip("torch")
 TINY = str(Path(__file__).parent.parent / "tiny.py")
 
 
-@pytest.fixture(autouse=True)
-def session(tmp_path, monkeypatch):
-    monkeypatch.setenv("HPML_RESULTS", str(tmp_path / "results"))
-    hpml.use(tier="smoke", run_id="here")
-    yield
-    hpml.use(tier="smoke")
+pytestmark = pytest.mark.usefixtures("smoke_session")
 
 
 def files():

@@ -56,6 +56,11 @@ def test_climb_makes_each_case_once_and_the_baseline_first():
     assert [case.technique for case in both[1:]] == ["pin_memory+non_blocking", "pin_memory+non_blocking+precision", "precision"]
 
 
+def test_steps_that_were_not_measured_are_no_ladder():
+    records = climbed(lost=[set(changes) for changes in subsets()[1:]])
+    assert ladder.read(compare.rows(noise() + records), records) == []
+
+
 def test_gains_that_multiply():
     found = read(climbed())
     assert [step.knobs for step in found.steps] == [("workers",), ("memory_format",), ("precision",)]

@@ -12,12 +12,7 @@ from hpml import compare, env, profiling, tables
 TINY = str(Path(__file__).parent.parent / "tiny.py")
 
 
-@pytest.fixture(autouse=True)
-def session(tmp_path, monkeypatch):
-    monkeypatch.setenv("HPML_RESULTS", str(tmp_path / "results"))
-    hpml.use(tier="smoke", run_id="here")
-    yield
-    hpml.use(tier="smoke")
+pytestmark = pytest.mark.usefixtures("smoke_session")
 
 
 def test_a_profile_names_what_ran_and_is_no_comparison():

@@ -15,12 +15,7 @@ from hpml.env import HpmlError
 TINY = str(Path(__file__).parent.parent / "tiny.py")
 
 
-@pytest.fixture(autouse=True)
-def session(request, tmp_path, monkeypatch):
-    monkeypatch.setenv("HPML_RESULTS", str(tmp_path / "results"))
-    hpml.use(tier="smoke", run_id="here")
-    yield
-    hpml.use(tier="smoke")
+pytestmark = pytest.mark.usefixtures("smoke_session")
 
 
 def stored():
