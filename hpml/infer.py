@@ -63,6 +63,11 @@ def int8_file(job: dict) -> Path:
     return _graph_path(job, *(knobs[name] for name in ("quantizer", "calib_samples", "calib_method", "train_samples")), job["code"])
 
 
+def int8_note(job: dict) -> Path:
+    """What is known of the INT8 graph, as JSON. It is written last, so where it is the graph is whole."""
+    return int8_file(job).with_suffix(".json")
+
+
 def onnx_file(job: dict, workload: ModuleType, model) -> tuple[Path, dict]:
     """The exported graph of this model, made once in a run and shared by its cases: (path, what the export said; {} if it was there)."""
     knobs = job["knobs"]
@@ -94,7 +99,7 @@ def artefact(job: dict, workload: ModuleType, model) -> tuple:
     if engines.get(job["knobs"]["engine"]).WANTS == "module":
         return model, {}
     if job["knobs"]["precision"] == "int8":
-        if not int8_file(job).exists():
+        if not int8_note(job).exists():
             raise HpmlError(f"{int8_file(job).name}: the run has no INT8 graph of this model: phase quantize makes it")
         return int8_file(job), {}
     return onnx_file(job, workload, model)
@@ -180,7 +185,7 @@ def _int8(job: dict, engine) -> dict:
     if not done:
         raise Unavailable(f"{job['knobs']['engine']} computes the INT8 graph in floating point here: none of its {total} heavy operators "
                           "is INT8")
-    made = json.loads(int8_file(job).with_suffix(".json").read_text())
+    made = json.loads(int8_note(job).read_text())
     kept = {name: made[name] for name in ("int8_share", "samples", "weight_bits", "fp32_bytes", "weights")}
     return {"int8_ops": done, "heavy_ops_total": total, "int8_share": done / total, "quantized": {"graph": int8_file(job).name, **kept}}
 

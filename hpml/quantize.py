@@ -22,7 +22,7 @@ from hpml import env
 from hpml import measure as m
 from hpml.engines import one_line
 from hpml.env import HpmlError, Unavailable
-from hpml.infer import fp32_model, int8_file, onnx_file, stacked
+from hpml.infer import fp32_model, int8_file, int8_note, onnx_file, stacked
 from hpml.limits import import_openvino
 
 if TYPE_CHECKING:
@@ -50,10 +50,13 @@ def measure(job: dict, workload: ModuleType) -> dict:
     samples, indices = calibration(workload, knobs, image_set)
     source, exported = onnx_file(job, workload, fp32_model(job, workload, image_set))
     target = int8_file(job)
+    int8_note(job).unlink(missing_ok=True)  # of a graph that is made anew
     facts = quantize(source, target, dict(zip(workload.INPUT_NAMES, samples, strict=True)), quantizer=knobs["quantizer"],
                      method=knobs["calib_method"], only=getattr(workload, "INT8_OPS", None))
     facts |= {"calibrated_on": indices, "weights": knobs["weights"]}
-    target.with_suffix(".json").write_text(json.dumps(facts))
+    partial = target.with_suffix(".part")
+    partial.write_text(json.dumps(facts))
+    partial.replace(int8_note(job))
     return {
         "cold": {"quantize_s": facts.pop("quantize_s"), "export_s": exported.get("export_s"), "bytes": facts["bytes"],
                  "fp32_bytes": facts["fp32_bytes"]},

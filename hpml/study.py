@@ -261,12 +261,12 @@ def _one(plan: _Plan, index: int, number: int, order: list[int], known_limits: d
 def _without_int8_graph(one: Case, job: dict, run_id: str) -> dict | None:
     """Sees to the INT8 graph that a case needs: where the run has none, a case of its own makes it, so that neither its time nor its
     memory counts here. Status and reason where it could not be made."""
-    from hpml.infer import int8_file
+    from hpml.infer import int8_note
 
     if one.knobs.get("precision") != "int8" or one.phase not in ("infer", "build"):
         return None
     kind = engines.get(one.knobs["engine"])
-    if kind.WANTS != "onnx" or kind.unavailable(one.knobs["device"]) or int8_file(job).exists():
+    if kind.WANTS != "onnx" or kind.unavailable(one.knobs["device"]) or int8_note(job).exists():
         return None
     print("  no INT8 graph of these weights in this run yet: quantizing first")
     knobs = {name: one.knobs[name] for name in defaults("quantize") if name in one.knobs}

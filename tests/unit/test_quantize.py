@@ -169,19 +169,11 @@ def test_calibration_takes_training_samples_as_inference_would_see_them():
         quantize.calibration(module, {**knobs, "calib_samples": 1}, image_set)
 
 
-@pytest.fixture
-def session(tmp_path, monkeypatch):
-    monkeypatch.setenv("HPML_RESULTS", str(tmp_path / "results"))
-    hpml.use(tier="smoke", run_id="here")
-    yield
-    hpml.use(tier="smoke")
-
-
 def stored(phase):
     return [r for r in records.read(env.run_dir("here") / "records.jsonl") if r.case["phase"] == phase]
 
 
-def test_inference_makes_the_graph_once_and_says_what_ran_in_int8(session):
+def test_inference_makes_the_graph_once_and_says_what_ran_in_int8(smoke_session):
     base = hpml.case(TINY, phase="infer", precision="int8", weights="trained", calib_samples=32)
     cases = base.sweep(engine=["onnxruntime", "openvino", "eager"], measure=["speed", "quality"])
     by_engine = {(r.knobs["engine"], r.knobs["measure"]): r for r in hpml.run(cases).records}
@@ -198,7 +190,15 @@ def test_inference_makes_the_graph_once_and_says_what_ran_in_int8(session):
     assert made.actual["int8_ops"] == 2 and len(made.actual["calibrated_on"]) == 32 and made.actual["weights_sha256"]
 
 
-def test_static_shapes_are_compiled_for_the_batch_that_is_measured(session):
+def test_a_graph_whose_making_was_cut_short_is_made_again(smoke_session):
+    case = hpml.case(TINY, phase="infer", precision="int8", engine="onnxruntime", calib_samples=16)
+    assert hpml.run(case).records[0].status == "ok"
+    (note,) = (env.run_dir("here") / "models").glob("*int8-*.json")
+    note.unlink()  # it is written last: a process killed before it leaves the graph alone
+    assert hpml.run(case, fresh=True).records[-1].status == "ok" and len(stored("quantize")) == 2 and note.exists()
+
+
+def test_static_shapes_are_compiled_for_the_batch_that_is_measured(smoke_session):
     case = hpml.case(TINY, phase="infer", precision="int8", calib_samples=16, shapes="static")
     (record,) = hpml.run(case.but(engine="openvino")).records
     assert record.status == "ok" and record.actual["shapes"] == "static" and record.parity["n"] == 32
@@ -207,13 +207,13 @@ def test_static_shapes_are_compiled_for_the_batch_that_is_measured(session):
         assert refused.status == "unsupported" and "shapes=static is OpenVINO's" in refused.reason
 
 
-def test_random_weights_prove_plumbing_only(session):
+def test_random_weights_prove_plumbing_only(smoke_session):
     case = hpml.case(TINY, phase="infer", precision="int8", engine="onnxruntime", measure="quality", calib_samples=16)
     record = hpml.run(case).records[0]
     assert record.status == "ok" and record.quality is None and record.actual["quantized"]["weights"] == "random"
 
 
-def test_too_few_samples_are_a_record_without_a_figure(session):
+def test_too_few_samples_are_a_record_without_a_figure(smoke_session):
     record = hpml.run(hpml.case(TINY, phase="infer", precision="int8", engine="onnxruntime", calib_samples=1)).records[0]
     assert record.status == "failed" and record.stats is None and "\n" not in record.reason
     assert record.reason.startswith("no INT8 graph: calibration on 1 sample")
@@ -221,7 +221,7 @@ def test_too_few_samples_are_a_record_without_a_figure(session):
 
 
 @pytest.mark.parametrize("other", ["another model", "truncated"])
-def test_a_graph_that_is_not_this_models_gives_no_figure(session, graph, tmp_path, other):
+def test_a_graph_that_is_not_this_models_gives_no_figure(smoke_session, graph, tmp_path, other):
     case = hpml.case(TINY, phase="infer", precision="int8", engine="onnxruntime", calib_samples=16)
     hpml.run(case)
     (path,) = (env.run_dir("here") / "models").glob("*int8-*.onnx")
