@@ -28,17 +28,19 @@ from hpml.plot_soundness import gradients, reliability
 from hpml.plot_stack import ladder
 from hpml.plot_summary import worth
 from hpml.plot_tradeoff import latency, speed_quality
-from hpml.plot_training import confusion, curves, masked, phases, pictures
+from hpml.plot_training import confusion, curves, distances, marked, masked, phases, pictures
 
 __all__ = [
     "comparison",
     "confusion",
     "curves",
+    "distances",
     "gains",
     "gradients",
     "ladder",
     "latency",
     "limits",
+    "marked",
     "masked",
     "noise",
     "phases",

@@ -240,6 +240,47 @@ def masked(image, mask, opacity: float = 0.65):
     return np.round(np.asarray(image) * (1 - painted) + tint * painted).astype(np.uint8)
 
 
+@styled
+def distances(errors: Sequence[float], within: float):
+    """Share of places that are at most so many pixels off, beside the distance `within` that counts as right. Returns the Axes."""
+    import numpy as np
+
+    errors = np.sort(np.asarray(errors, dtype=float))
+    figure, grid = figure_of(3.0)
+    axes = grid[0, 0]
+    axes.step([*errors.clip(0.1), max(errors[-1], 1.0) * 1.05], [*(100 * np.arange(1, len(errors) + 1) / len(errors)), 100], where="post",
+              color=SERIES[0])
+    right = 100 * float((errors <= within).mean())
+    axes.axvline(within, color=SOFT, linewidth=1, linestyle=":")
+    axes.plot([within], [right], marker="o", color=INK, markersize=5)
+    axes.set_xscale("log")
+    axes.set_xlim(0.1, None)
+    axes.set_ylim(0, 103)
+    axes.set_xlabel("error, pixels of the frame")
+    axes.set_ylabel("frames at most so far off, %")
+    claim = f"{right:.0f} % are within {within:g} px; half are within {np.median(errors):.1f} px, the mean is {errors.mean():.1f} px"
+    return finish(axes, claim, f"n = {len(errors):,} frames with a visible shuttle; dotted: what counts as right.",
+                  f"Cumulative distribution of pixel errors. {claim}. Nine in ten are within {np.quantile(errors, 0.9):.1f} px.")
+
+
+def marked(image, places: Sequence[tuple[float, float]], side: int):
+    """The `side` x `side` pixels of `image` uint8 [H, W, 3] around the first place, four times as large, with a dark ring around it and a
+    light one around the second. uint8."""
+    import numpy as np
+    from matplotlib.colors import to_rgb
+    from PIL import Image, ImageDraw
+
+    image = np.asarray(image)
+    left, top = (int(np.clip(value - side / 2, 0, max(0, size - side)))
+                 for value, size in zip(places[0], (image.shape[1], image.shape[0]), strict=True))
+    picture = Image.fromarray(image[top:top + side, left:left + side])
+    picture = picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.NEAREST)
+    for (x, y), shade in zip(places, (SERIES[0], LIGHT), strict=False):
+        x, y, colour = 4 * (x - left), 4 * (y - top), tuple(round(255 * part) for part in to_rgb(shade))
+        ImageDraw.Draw(picture).ellipse([x - 14, y - 14, x + 14, y + 14], outline=colour, width=3)
+    return np.asarray(picture)
+
+
 def _two_lines(title: str, width: int) -> str:
     lines = textwrap.wrap(clean(title), width, break_long_words=True)
     return "\n".join([*lines[:1], clean(" ".join(lines[1:]), width)] if len(lines) > 1 else lines)

@@ -46,7 +46,8 @@ def fits(records: Sequence[Record]) -> str:
         lines.append({
             "data": f"{r.actual['data']['title']} ({r.actual['data']['origin']})", "case": r.case["label"], "epochs": r.knobs["epochs"],
             "seeds": len(own), r.quality["metric"]: f"{statistics.fmean(x.quality['value'] for x in own):.1%}",
-            **{name: f"{value:.1%}" for name, value in details.items()}, "chance": f"{r.quality['chance']:.1%}",
+            **{name: figure(value) if name.endswith(" px") else f"{value:.1%}" for name, value in details.items()},
+            "chance": f"{r.quality['chance']:.1%}",
             "s/epoch": figure(sum(r.samples["values"]) / r.knobs["epochs"]), "memory MiB": figure(r.memory.get("peak_rss_mib")),
             "verdict": verdict})
     return pd.DataFrame(lines).T.to_string(header=False) if lines else "no training finished"

@@ -1,6 +1,7 @@
 """The tables of a workload's own notebook, and masks painted over pictures."""
 
 import dataclasses
+import re
 
 import numpy as np
 from test_tables import fit, make
@@ -25,8 +26,23 @@ def test_fits_are_one_column_each_with_the_other_figures_of_the_quality():
         record.quality = {**record.quality, "metric": "mean IoU", "details": {"IoU pet": pet}}
     table = tables_training.fits([first, make(), second])
     rows = {line[:20].strip(): line.split()[-2:] for line in table.splitlines()}
+    first.quality["details"] = {"mean error px": 3.217}
+    assert re.search(r"mean error px +3\.22", tables_training.fits([first]))
     assert rows["mean IoU"] == ["62.0%", "71.0%"] and rows["IoU pet"] == ["60.0%", "80.0%"] and rows["chance"] == ["10.0%", "10.0%"]
     assert tables_training.fits([make()]) == "no training finished"
+
+
+def test_distances_say_how_many_are_near_enough():
+    axes = plot.distances([0.5, 1.0, 3.0, 50.0], 4.0)
+    assert "75 % are within 4 px; half are within 2.0 px, the mean is 13.6 px" in axes.figure.hpml_alt and axes.get_xscale() == "log"
+
+
+def test_places_are_marked_around_the_first_one():
+    image = np.full((40, 60, 3), 100, np.uint8)
+    cut = plot.marked(image, [(55.0, 5.0), (50.0, 8.0)], 20)
+    assert cut.shape == (80, 80, 3) and (cut[0, 0] == 100).all()
+    for x, y in ((55, 5), (50, 8)):  # the cut begins at column 40 and row 0; rings have a radius of 14
+        assert (cut[4 * y, 4 * (x - 40) - 14] != 100).any() and (cut[4 * y, 4 * (x - 40)] == 100).all()
 
 
 def test_a_mask_is_painted_over_its_picture_and_the_ground_stays():
