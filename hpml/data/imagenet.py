@@ -14,7 +14,6 @@ import importlib.util
 import io
 import os
 import re
-import shutil
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpml.data.images import read_stored, say, store
-from hpml.data.jpegfiles import NOT_DECODED, FileSet
+from hpml.data.jpegfiles import ASIDE, FileSet, fault, moved_aside
 from hpml.env import HpmlError, Unavailable, cache_dir, cores, data_dir
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT, SOLUTION = "ILSVRC2012_devkit_t12", "LOC_val_solution.csv"
 TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 SAMPLE = "imagenet_sample*.tar"
-ASIDE = "set_aside"  # where `check(fix=True)` moves bad files
 WNID = re.compile(r"n\d{8}")
 ENDINGS = (".jpeg", ".jpg", ".png", ".gif")
 HELD_OUT = 5  # without a val part, every fifth image of a class tests
@@ -105,7 +103,7 @@ def check(name: str, path: Path, *, fix: bool = False) -> list[str]:
     # Where the set cannot test, its test images are its training images.
     places = [*files.train_images, *(files.test_images if files.informative else ())]
     with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes without Python's lock
-        for place, (reason, mode) in zip(places, pool.map(lambda place: _fault(files, place), places), strict=True):
+        for place, (reason, mode) in zip(places, pool.map(lambda place: fault(files, place), places), strict=True):
             if reason:
                 wrong.append((place["name"].decode(), reason))
             elif mode in KEPT:
@@ -114,41 +112,10 @@ def check(name: str, path: Path, *, fix: bool = False) -> list[str]:
     for what, members in kept.items():
         say(f"{name}: {len(members):,} {what}, converted to RGB when read: {', '.join(members[:5])}{', ...' * (len(members) > 5)}")
     if fix:
-        moved = {file for file, _ in wrong if _moved(path, file)}
+        moved = {file for file, _ in wrong if moved_aside(path, file)}
         say(f"{name}: {len(moved)} files moved to {path / ASIDE}" if moved else f"{name}: nothing to move")
         wrong = [(file, reason) for file, reason in wrong if file not in moved]
     return [f"{file}: {reason}" for file, reason in wrong]
-
-
-def _moved(path: Path, file: str) -> bool:
-    if not (path / file).is_file():
-        return False
-    target = path / ASIDE / file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(path / file, target)
-    return True
-
-
-def _fault(files: FileSet, place: np.void) -> tuple[str | None, str | None]:
-    """(why an image is bad or None, its mode)."""
-    from PIL import Image
-
-    try:
-        content = files.read(place)
-        if not content:
-            return "empty file", None
-        with Image.open(io.BytesIO(content)) as picture:
-            if picture.format != "JPEG":
-                return f"{picture.format} ({picture.mode}), not JPEG", None
-            try:
-                picture.load()
-            except NOT_DECODED as error:
-                return f"truncated or damaged ({error})", None
-            return None, picture.mode
-    except Image.DecompressionBombError:
-        return "more pixels than Pillow opens", None
-    except NOT_DECODED:
-        return "no image", None
 
 
 # ---- layouts

@@ -44,6 +44,8 @@ class ImageSet(PickledByPath):
     checksum: str  # hex; the identity of the source, also of a subset of it
     note: str = ""  # what has to be known about it, in a few words
     mirror_ok: bool = True  # a mirrored image still belongs to its class (not so for digits)
+    tokenizer: str = ""  # which one made the ids of its captions; set where it has some
+    tokenizer_file: str = ""
 
 
 # ---- converted once, mapped later

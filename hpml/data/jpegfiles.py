@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's traini
 FULL_SIDE = 224
 FULL_MIN_AREA = 0.08  # ImageNet's recipe (Szegedy et al., 2015); of a small input it would leave too few pixels: MIN_CROP_AREA there
 MAX_ARRAYS_GIB = 8
+ASIDE = "set_aside"  # where `hpml data check --fix` moves bad files
 NOT_DECODED = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error)  # what Pillow raises for bytes that are no image
 
 
@@ -62,15 +64,48 @@ def decoded(content: bytes) -> Image.Image:
         raise ValueError(str(error)) from None
 
 
+def fault(files: FileSet, place: np.void, kinds: tuple[str, ...] = ("JPEG",)) -> tuple[str | None, str | None]:
+    """(why an image is bad or None, its mode); `kinds`: the formats, in Pillow's names, that its files may have."""
+    from PIL import Image
+
+    try:
+        content = files.read(place)
+        if not content:
+            return "empty file", None
+        with Image.open(io.BytesIO(content)) as picture:
+            if picture.format not in kinds:
+                return f"{picture.format} ({picture.mode}), not {' or '.join(kinds)}", None
+            try:
+                picture.load()
+            except NOT_DECODED as error:
+                return f"truncated or damaged ({error})", None
+            return None, picture.mode
+    except Image.DecompressionBombError:
+        return "more pixels than Pillow opens", None
+    except NOT_DECODED:
+        return "no image", None
+
+
+def moved_aside(path: Path, file: str) -> bool:
+    """Move one file of the set at `path` to its folder ASIDE; False where it is no file of its own."""
+    if not (path / file).is_file():
+        return False
+    target = path / ASIDE / file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(path / file, target)
+    return True
+
+
 class FileDataset(PickledByPath):
     """A map-style data set for torch's loader: index -> (float32 tensor [3, image, image], int label), decoded at each read.
 
-    train: random resized crop and mirroring; else the shorter side to 256/224 of `image` and the centre. All randomness comes from
-    torch's default generator. An image that cannot be read is marked in `bad`, which loader workers share, and the next good one
-    takes its place. Raises HpmlError where no image can be read.
+    train: random resized crop and mirroring; else the shorter side to 256/224 of `image` and the centre. `tall`: squares of the full
+    height, in training at a random place, where a part of a picture would not show what it is called after (CLIP's augmentation). All
+    randomness comes from torch's default generator. An image that cannot be read is marked in `bad`, which loader workers share,
+    and the next good one takes its place. Raises HpmlError where no image can be read.
     """
 
-    def __init__(self, files: FileSet, *, train: bool, image: int) -> None:
+    def __init__(self, files: FileSet, *, train: bool, image: int, tall: bool = False, mean: tuple = MEAN, std: tuple = STD) -> None:
         import torch
         from torchvision.transforms import v2
 
@@ -80,7 +115,9 @@ class FileDataset(PickledByPath):
         least = FULL_MIN_AREA if image >= FULL_SIDE else MIN_CROP_AREA
         steps = [v2.RandomResizedCrop(image, scale=(least, 1.0)), v2.RandomHorizontalFlip()] if train else [
             v2.Resize(round(image / EVAL_CROP)), v2.CenterCrop(image)]
-        self.transform = v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+        if tall:
+            steps = [v2.Resize(image), *([v2.RandomCrop(image), v2.RandomHorizontalFlip()] if train else [v2.CenterCrop(image)])]
+        self.transform = v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -105,13 +142,13 @@ class FileDataset(PickledByPath):
         return [place["name"].decode() for place in self.images[self.bad.numpy() > 0]]
 
 
-def dataset(files: FileSet, *, train: bool, image: int, storage: str):
+def dataset(files: FileSet, *, train: bool, image: int, storage: str, tall: bool = False, mean: tuple = MEAN, std: tuple = STD):
     """The data set of a FileSet. storage "jpeg" decodes the file at each read, "array" keeps decoded squares of the training images in the
     cache; test images are always read from their files, so that quality is one thing whatever the storage."""
     if train and storage == "array":
         pixels, labels = squares(files, round(image / EVAL_CROP))
-        return ImageDataset(pixels, labels, train=True, image=image, flip=files.mirror_ok, mean=MEAN, std=STD)
-    return FileDataset(files, train=train, image=image)
+        return ImageDataset(pixels, labels, train=True, image=image, flip=files.mirror_ok, mean=mean, std=std)
+    return FileDataset(files, train=train, image=image, tall=tall, mean=mean, std=std)
 
 
 def squares(files: FileSet, side: int) -> tuple[np.ndarray, np.ndarray]:
