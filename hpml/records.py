@@ -16,6 +16,11 @@ PROTOCOL_VERSION = 2  # bump it with any change in the way of measuring: figures
 STATUSES = ("ok", "skipped", "unsupported", "provider_fallback", "parity_failed", "oom", "timeout", "failed")
 
 
+def new_id() -> str:
+    """An id that no other record has."""
+    return uuid.uuid4().hex
+
+
 @dataclass(kw_only=True)
 class Record:
     """What was asked, what really ran, the raw samples, the quality and the machine. Units stand in the fields; null is "not measured".
@@ -46,7 +51,7 @@ class Record:
     versions: dict = field(default_factory=dict)
     git: dict = field(default_factory=dict)
     created: str = field(default_factory=now)
-    record_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    record_id: str = field(default_factory=new_id)
     schema_version: int = SCHEMA_VERSION
     protocol_version: int = PROTOCOL_VERSION
 

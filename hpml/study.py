@@ -5,23 +5,19 @@ import functools
 import hashlib
 import json
 import os
-import random
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpml import compare, distributed, engines, env, launch, limits, pretrained, records, stored, workloads
+from hpml import compare, distributed, engines, env, limits, pretrained, records, stored, workloads
 from hpml.cases import Case, case, session
 from hpml.env import BudgetSpent, HpmlError, Unavailable
 from hpml.knobs import KNOBS, defaults
 from hpml.records import PROTOCOL_VERSION, Record
 from hpml.results import Results
+from hpml.rounds import OUT_OF_TIME, Plan, launch_one, measure, needs_floor, of_this_machine
 
-TIMEOUT_S = {"smoke": 120, "cpu": 600, "gpu": 600, "full": 7 * 86_400}
-OUT_OF_TIME = "budget"  # how the reason of a record begins that the run's time did not reach
-COMPILE_LIMIT_S = {"smoke": 60, "cpu": 60, "gpu": 600, "full": 3600}  # a longer compilation is given up, and the record says so
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
 MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "infer.py", "quantize.py", "loading.py", "profiling.py", "launch.py",
              "export.py", "limits.py", "stored.py", "build.py", "data/*.py", "engines/*.py", "workloads/_*.py")
@@ -48,16 +44,17 @@ def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None
     store = folder / (f"records-rank{rank}.jsonl" if rank else "records.jsonl")
     rounds = rounds or int(os.environ.get("HPML_ROUNDS") or 0) or None
     known = records.read(store)
-    if needs_floor(cases) and not compare.noise_logs(_of_this_machine(known), cases[0].phase):
+    if needs_floor(cases) and not compare.noise_logs(of_this_machine(known), cases[0].phase):
         print("no noise floor is recorded for this machine and run: measuring one first (the same case against itself)")
         noise_floor(cases[0].workload, phase=cases[0].phase, tier=cases[0].tier, run_id=run_id)
         known = records.read(store)
     plan = _plan(cases, run_id, fresh)
-    _build_missing(plan)
     done = {(r.case["key"], r.protocol.get("round")): r for r in known if r.case["group"] == plan.group and not _try_again(r)}
     if done:
         print(f"{len(done)} record{'s' * (len(done) > 1)} of this comparison loaded; fresh=True measures again")
-    _rounds(plan, rounds, done, store, _limits(known), [r for r in known if r.case["technique"] == compare.NOISE])
+    least = rounds or cases[0].protocol.get("rounds", 1)
+    _prepare(plan, {key for key in plan.keys if all((key, number) in done for number in range(least))})
+    measure(plan, least, done, store, records.read(store), adaptive=not rounds and needs_floor(cases), fresh=fresh)
     known = records.read(store)
     own = [r for r in known if r.case["group"] == plan.group]
     cut = [r for r in own if r.status == "skipped" and r.reason.startswith(OUT_OF_TIME) and r.case["key"] not in _measured_keys(own)]
@@ -71,24 +68,13 @@ def _measured_keys(found: list[Record]) -> set[str]:
     return {r.case["key"] for r in found if r.status == "ok"}
 
 
-@dataclass
-class _Plan:
-    cases: list[Case]
-    keys: list[str]
-    group: str
-    run_id: str
-    weights: list[tuple[str | None, str | None]]
-    seconds: dict[str, float] = field(default_factory=dict)
-    unbuilt: dict[int, tuple[str, str]] = field(default_factory=dict)  # status and reason of the build that a stored engine lacks
-
-
-def _plan(cases: list[Case], run_id: str, fresh: bool) -> _Plan:
+def _plan(cases: list[Case], run_id: str, fresh: bool) -> Plan:
     cases = [_with_weights_that_fit(c) for c in cases]
     weights = [_weights(c, run_id) for c in cases]
     keys = [_key(c, w[1]) for c, w in zip(cases, weights, strict=True)]
     # Comparisons are paired by rounds measured together, so the same case in another sweep is measured again.
     group = hashlib.sha256("".join([*keys, str(time.time_ns()) if fresh else ""]).encode()).hexdigest()[:16]
-    return _Plan(cases, keys, group, run_id, weights)
+    return Plan(cases, keys, group, run_id, _code(cases[0].workload), weights)
 
 
 def _key(case: Case, weights_sha256: str | None) -> str:
@@ -133,134 +119,39 @@ def _weights(case: Case, run_id: str) -> tuple[str | None, str | None]:
     return str(path), hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _build_missing(plan: _Plan) -> None:
-    """Build what the cases load stored and the run has not, or has damaged."""
+def _prepare(plan: Plan, measured: set[str]) -> None:
+    """See to what the cases load that the run has not: the engine that one starts stored, the INT8 graph. Each is made by a case of its
+    own, so that neither its time nor its memory counts here; what cannot be made is the reason of the case without a figure."""
     for index, one in enumerate(plan.cases):
-        if not one.knobs.get("stored"):
+        if plan.keys[index] in measured:
             continue
-        job = {"case": {"workload": one.workload}, "knobs": one.knobs, "run_dir": str(env.run_dir(plan.run_id)),
+        job = {"case": {"workload": one.workload}, "knobs": one.knobs, "run_dir": str(env.run_dir(plan.run_id)), "code": plan.code,
                "weights_sha256": plan.weights[index][1]}
-        try:
-            stored.find(job, workloads.get(one.workload))
-        except Unavailable:
-            continue  # the case says so itself
-        except HpmlError as error:
-            print(f"{error}: building it first")
-            same = {name: one.knobs[name] for name in defaults("build") if name in one.knobs}
-            made = run(case(one.workload, phase="build", tier=one.tier, **same), rounds=1, run_id=plan.run_id, fresh=True).records[-1]
-            if made.status != "ok":
-                plan.unbuilt[index] = (made.status, made.reason)
+        for why_not in (_without_int8_graph(one, job, plan.run_id), _without_build(one, job, plan.run_id)):
+            if why_not:
+                plan.unprepared[index] = why_not
+                break
 
 
-def needs_floor(cases: Sequence[Case]) -> bool:
-    """Whether the cases make a speed comparison whose verdict needs the noise floor. The smoke tier gives no verdicts."""
-    first = cases[0]
-    quality = first.knobs.get("epochs") or first.knobs.get("measure") == "quality"
-    return len(cases) > 1 and first.phase in ("train", "infer", "data") and first.tier != "smoke" and not quality and not first.arm
+def _without_build(one: Case, job: dict, run_id: str) -> tuple[str, str] | None:
+    """Builds what a case loads stored and the run has not, or has damaged. Status and reason where it could not be built."""
+    if not one.knobs.get("stored"):
+        return None
+    try:
+        stored.find(job, workloads.get(one.workload))
+    except Unavailable:
+        return None  # the case says so itself
+    except HpmlError as error:
+        print(f"{error}: building it first")
+        same = {name: one.knobs[name] for name in defaults("build") if name in one.knobs}
+        made = run(case(one.workload, phase="build", tier=one.tier, **same), rounds=1, run_id=run_id, fresh=True).records[-1]
+        if made.status != "ok":
+            return made.status, f"nothing stored to start: {made.reason}"
+    return None
 
 
-def _of_this_machine(known: list[Record]) -> list[Record]:
-    return [r for r in known if r.machine.get("id") == env.machine()["id"] and r.protocol_version == PROTOCOL_VERSION]
-
-
-def _try_again(record: Record) -> bool:
-    """Records that a later run measures again: what the budget or a passing fault left out, and what cannot be here but may be now."""
-    return record.status != "ok"
-
-
-def _limits(known: list[Record]) -> dict[str, dict]:
-    """Best measured rate by device and (kind, dtype) among the run's limit records of this machine."""
-    best: dict[str, dict[tuple[str, str | None], float]] = {"cpu": {}, "cuda": {}}
-    for record in _of_this_machine(known):
-        if record.case["phase"] == "limit" and record.status == "ok":
-            name = (record.knobs["kind"], record.knobs["dtype"] if record.knobs["dtype"] != "any" else None)
-            rates = best[record.knobs["device"]]
-            rates[name] = max(rates.get(name, 0.0), record.actual["value"])
-    return best
-
-
-def _rounds(plan: _Plan, asked: int | None, done: dict, store: Path, known_limits: dict, noise: list[Record]) -> None:
-    """Breadth first: a round of everything, then the next, until the number is reached or every verdict is decided."""
-    protocol = plan.cases[0].protocol
-    least = asked or protocol.get("rounds", 1)
-    adaptive = asked is None and needs_floor(plan.cases)
-    found: dict[str, list[Record]] = {key: [] for key in plan.keys}
-    for (key, _), record in done.items():
-        found[key].append(record)
-    lost: set[str] = set()
-    for number in range(max(least, compare.MAX_ROUNDS if adaptive else 0)):
-        if number >= least and (_all_decided(plan, found, noise, lost) or _short_of_time()):
-            break
-        order = list(range(len(plan.cases)))
-        random.Random(f"{plan.group}{number}").shuffle(order)
-        for index in order:
-            key = plan.keys[index]
-            if (key, number) in done or key in lost:
-                continue
-            record = _one(plan, index, number, order, known_limits)
-            records.append(store, record)
-            timed = record.case["tier"] != "smoke" and not compare.is_quality_run(record)  # nothing else becomes wrong by waiting
-            if record.status == "ok" and record.protocol["busy"] and timed:
-                print("  the machine was busy with something else: this round is measured once more")
-                again = _one(plan, index, number, order, known_limits)
-                records.append(store, again)
-                found[key].append(record)
-                record = again if again.status == "ok" else record
-            found[key].append(record)
-            _say(record, number, least)
-            if record.status != "ok":
-                lost.add(key)
-        if len(lost) == len(plan.keys):
-            break
-
-
-def _all_decided(plan: _Plan, found: dict[str, list[Record]], noise: list[Record], lost: set[str]) -> bool:
-    base = compare.by_round(found[plan.keys[0]])
-    logs = [compare.log_ratios(base, compare.by_round(found[key])) for key in plan.keys[1:] if key not in lost]
-    aa = compare.noise_logs(noise, plan.cases[0].phase)
-    return all(compare.decided(one, compare.noise_floor(aa, max(3, len(one))) if len(aa) >= 3 else None) for one in logs)
-
-
-def _one(plan: _Plan, index: int, number: int, order: list[int], known_limits: dict) -> Record:
-    """Measure one case in one round and make its record."""
-    one, key = plan.cases[index], plan.keys[index]
-    folder = env.run_dir(plan.run_id)
-    base = plan.cases[0]
-    protocol = {**one.protocol, "round": number, "order": order.index(index), "timer": "perf_counter" if one.knobs.get("device") != "cuda"
-                else "cuda events", "isolation": "fresh process", "seed": one.knobs.get("seed", 0) + number,
-                "compile_limit_s": COMPILE_LIMIT_S[one.tier]}
-    described = {
-        "workload": one.workload, "phase": one.phase, "technique": one.technique, "tier": one.tier, "key": key, "group": plan.group,
-        "label": one.label(plan.cases), "order": index, "baseline": plan.keys[0], "arm": one.arm,
-        "differs_in": [name for name in one.knobs if one.knobs[name] != base.knobs[name]]}
-    log = folder / "logs" / f"{Path(one.workload).stem}-{one.phase}-{key}-r{number}.log"
-    shared = {"run_id": plan.run_id, "case": described, "knobs": one.knobs, "notebook": session().notebook, "machine": env.machine(),
-              "versions": env.versions(), "git": env.git()}
-    path, digest = plan.weights[index]
-    job = {"case": described, "knobs": one.knobs, "protocol": protocol, "run_dir": str(folder), "weights": path, "weights_sha256": digest,
-           "code": _code(one.workload)}
-    if failed := _without_int8_graph(one, job, plan.run_id):
-        return Record(**failed, protocol={**protocol, "busy": False}, **shared)
-    left = _seconds_left()
-    expected = plan.seconds.get(key) or max(plan.seconds.values(), default=0.0)
-    if left is not None and left < max(expected, 1.0):
-        return Record(status="skipped", reason=f"{OUT_OF_TIME}: no time was left", protocol={**protocol, "busy": False}, **shared)
-    # A whole training takes as long as its epochs; only the budget ends it.
-    timeout_s = TIMEOUT_S["full" if one.knobs.get("epochs") else one.tier]
-    if index in plan.unbuilt:
-        status, reason = plan.unbuilt[index]
-        return Record(status=status, reason=f"nothing stored to start: {reason}", protocol={**protocol, "busy": False}, **shared)
-    started = time.perf_counter()
-    fields = launch.run(job, log=log, timeout_s=timeout_s if left is None else min(timeout_s, left))
-    plan.seconds[key] = time.perf_counter() - started
-    if fields["status"] == "timeout" and left is not None and left < timeout_s:
-        fields |= {"status": "skipped", "reason": f"{OUT_OF_TIME}: stopped when the time was up"}
-    return _record(fields, shared, protocol, log.relative_to(folder), known_limits, digest)
-
-
-def _without_int8_graph(one: Case, job: dict, run_id: str) -> dict | None:
-    """Sees to the INT8 graph that a case needs: where the run has none, a case of its own makes it, so that neither its time nor its
-    memory counts here. Status and reason where it could not be made."""
+def _without_int8_graph(one: Case, job: dict, run_id: str) -> tuple[str, str] | None:
+    """Makes the INT8 graph that a case needs where the run has none. Status and reason where it could not be made."""
     from hpml.infer import int8_note
 
     if one.knobs.get("precision") != "int8" or one.phase not in ("infer", "build"):
@@ -272,63 +163,12 @@ def _without_int8_graph(one: Case, job: dict, run_id: str) -> dict | None:
     knobs = {name: one.knobs[name] for name in defaults("quantize") if name in one.knobs}
     making = dataclasses.replace(one, phase="quantize", knobs={**knobs, "device": "cpu"}, technique="as it is", arm="")
     made = run(making, fresh=True, rounds=1, run_id=run_id).records[-1]
-    return None if made.status == "ok" else {"status": made.status, "reason": f"no INT8 graph: {made.reason}"}
+    return None if made.status == "ok" else (made.status, f"no INT8 graph: {made.reason}")
 
 
-def _short_of_time() -> bool:
-    """Whether rounds beyond the least should leave the time to what the notebook still has to measure."""
-    left = _seconds_left()
-    return left is not None and left < time.time() - session().started
-
-
-def _seconds_left() -> float | None:
-    deadline = os.environ.get("HPML_DEADLINE")
-    return float(deadline) - time.time() if deadline else None
-
-
-def _record(fields: dict, shared: dict, protocol: dict, log: Path, known_limits: dict, weights_sha256: str | None) -> Record:
-    """The child's answer as a record: with its statistics and its distance from the machine's limit."""
-    center, work = fields.pop("center", "median"), fields.pop("work", None)
-    disturbed = fields.pop("disturbance", {"busy": False})
-    spawn_s = fields.pop("spawn_s", None)
-    taken = fields.get("samples")
-    made = Record(**shared, **fields, log=str(log), protocol={**protocol, **disturbed})
-    made.cold = {**made.cold, "spawn_s": spawn_s}
-    if weights_sha256:
-        made.actual = {**made.actual, "weights_sha256": weights_sha256}
-    if made.status == "ok" and taken:
-        made.stats = records.stats(taken["values"], items=taken["items"], center=center, wait=(taken.get("phases") or {}).get("wait"))
-        for name in ("with_copies", "with_preprocessing"):
-            if taken.get(name):
-                made.stats[name] = records.stats(taken[name], items=taken["items"], center=center)
-    if made.stats and work:
-        bound = limits.floor(flops=work["flops"], nbytes=work["bytes"], dtype=work["dtype"], limits=known_limits[made.knobs["device"]])
-        made.limit = {"flops": work["flops"], "bytes": work["bytes"], "bound": bound and bound["bound"],
-                      "percent": 100 * bound["floor_s"] / made.stats["center_s"] if bound else None}
-    return made
-
-
-def _say(record: Record, number: int, rounds: int) -> None:
-    """One plain line for a finished case."""
-    if record.status != "ok":
-        text = f"{record.status}: {record.reason}"
-    elif record.case["phase"] == "limit":
-        text = f"{record.actual['value']:.3g} {record.actual['unit']}"
-    elif record.quality:
-        text = f"{record.quality['metric']} {record.quality['value']:.3f} (n={record.quality['n']})"
-    elif record.stats:
-        text = f"{record.stats['per_s']:.4g} samples/s"
-    elif record.case["phase"] == "build":
-        text = f"built in {record.cold['build_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB"
-    elif record.case["phase"] == "quantize":
-        text = (f"{record.cold['quantize_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB of {record.cold['fp32_bytes'] / 2**20:.1f}, "
-                f"{record.actual['int8_ops']} of {record.actual['heavy_ops_total']} heavy operators")
-    elif record.case["phase"] == "infer":  # a quality pass of random weights
-        text = "ran; quality is not informative with random weights"
-    else:
-        text = f"export {record.cold['export_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB"
-    label = record.case["label"] if record.case["label"] != "as it is" else f"{Path(record.case['workload']).stem} {record.case['phase']}"
-    print(f"  round {number + 1} of {max(rounds, number + 1)}  {label:<40} {text}")
+def _try_again(record: Record) -> bool:
+    """Records that a later run measures again: what the budget or a passing fault left out, and what cannot be here but may be now."""
+    return record.status != "ok"
 
 
 def noise_floor(workload: str, *, phase: str = "train", tier: str | None = None, rounds: int | None = None, run_id: str | None = None,
@@ -337,7 +177,7 @@ def noise_floor(workload: str, *, phase: str = "train", tier: str | None = None,
     base = case(workload, phase=phase, tier=tier, **knobs)
     arms = [dataclasses.replace(base, arm=arm, technique=compare.NOISE) for arm in ("A", "A again")]
     run_id = run_id or session().run_id
-    if base.tier != "smoke" and not compare.noise_logs(_of_this_machine(records.read(env.run_dir(run_id) / "records.jsonl")), phase):
+    if base.tier != "smoke" and not compare.noise_logs(of_this_machine(records.read(env.run_dir(run_id) / "records.jsonl")), phase):
         # The first launch on a machine at rest is slower than all others (caches, clocks): it would count as noise.
         _discarded(base, run_id)
     usual = compare.MAX_ROUNDS if base.tier != "smoke" else compare.MIN_ROUNDS
@@ -347,7 +187,7 @@ def noise_floor(workload: str, *, phase: str = "train", tier: str | None = None,
 def _discarded(one: Case, run_id: str) -> None:
     """Launch a case once without keeping its figure."""
     plan = _plan([one], run_id, fresh=False)
-    _one(plan, 0, 0, [0], _limits([]))
+    launch_one(plan, 0, 0, [0], {"cpu": {}, "cuda": {}})
 
 
 def measure_limits(*, tier: str | None = None, device: str | None = None) -> Results:

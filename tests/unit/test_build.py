@@ -61,9 +61,9 @@ def test_what_stores_nothing_says_so(capsys):
 def test_a_build_beyond_the_limit_leaves_no_engine(monkeypatch):
     if reason := engines.get("compile").unavailable():
         pytest.skip(reason)
-    from hpml import study
+    from hpml import rounds
 
-    monkeypatch.setitem(study.COMPILE_LIMIT_S, "smoke", 0.2)
+    monkeypatch.setitem(rounds.COMPILE_LIMIT_S, "smoke", 0.2)
     record = hpml.run(hpml.case(TINY, phase="infer", engine="compile", stored=True), rounds=1).records[0]
     assert record.status == "skipped" and "compiling took more than 0.2 s at this tier" in record.reason and not files()
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 import hpml
-from hpml import compare, env, records, study, workloads
+from hpml import compare, env, records, rounds, workloads
 from hpml.env import HpmlError
 
 TINY = str(Path(__file__).parent.parent / "tiny.py")
@@ -97,6 +97,37 @@ def test_rounds_are_interleaved_paired_and_kept(capsys):
     assert len(fresh.records) == 2 and len(stored()) == before + 2 + 2
 
 
+def test_beyond_the_least_rounds_only_what_is_undecided_goes_on(monkeypatch):
+    """Of three cases one is undecided: it and the baseline get further rounds, the third one none."""
+    monkeypatch.setattr(compare, "MAX_ROUNDS", 5)
+    monkeypatch.setattr(compare, "decided", lambda logs, floor: len(logs) >= 5)
+    hpml.noise_floor(TINY, tier="cpu", rounds=3)
+    cases = hpml.case(TINY, tier="cpu", train_samples=64).sweep(slowdown=[0.0, 3.0, 0.01])
+    monkeypatch.setattr(compare, "decided", lambda logs, floor: len(logs) >= 5 or logs[0] < -0.7)
+    results = hpml.run(cases)
+    taken = {one.knobs["slowdown"]: sorted(r.protocol["round"] for r in compare.calmest(r for r in results.records if r.knobs == one.knobs))
+             for one in cases}
+    assert taken == {0.0: [0, 1, 2, 3, 4], 3.0: [0, 1, 2], 0.01: [0, 1, 2, 3, 4]}
+    assert [row.rounds for row in results.rows()] == [5, 3, 5]
+    before = len(stored())
+    assert len(hpml.run(cases).records) == len(results.records) and len(stored()) == before, "a resumed run measures none of it again"
+
+
+def test_a_training_made_once_serves_every_comparison(monkeypatch):
+    fit = hpml.case(TINY, fit=True, epochs=1)
+    first = hpml.run(fit.sweep(optimizer=["sgd", "adam"]))
+    real, launched = rounds.launch.run, []
+    monkeypatch.setattr(rounds.launch, "run", lambda job, **kw: launched.append(job["knobs"]["precision"]) or real(job, **kw))
+    second = hpml.run(fit.sweep(precision=["fp32", "bf16"]))
+    assert launched == ["bf16"], "the baseline is the training that the first comparison made"
+    ours = next(r for r in second.records if r.knobs["precision"] == "fp32")
+    theirs = next(r for r in first.records if r.knobs == ours.knobs)
+    assert ours.quality == theirs.quality and ours.case["baseline"] == ours.case["key"] and ours.case["group"] != theirs.case["group"]
+    assert ours.protocol["made_as"] == theirs.record_id != ours.record_id
+    hpml.run(fit.sweep(precision=["fp32", "bf16"]), fresh=True)
+    assert sorted(launched[1:]) == ["bf16", "fp32"], "fresh measures again"
+
+
 def test_what_cannot_run_is_a_record_with_its_reason():
     results = hpml.run(hpml.case(TINY).sweep(precision=["fp32", "fp16"]), rounds=2)
     statuses = {r.knobs["precision"]: (r.status, r.reason) for r in results.records}
@@ -138,13 +169,13 @@ def test_the_budget_leaves_records_that_resume_measures(monkeypatch, capsys):
 
 
 def test_a_whole_training_is_not_timed_out(monkeypatch):
-    monkeypatch.setitem(study.TIMEOUT_S, "smoke", 0.01)
+    monkeypatch.setitem(rounds.TIMEOUT_S, "smoke", 0.01)
     assert hpml.run(hpml.case(TINY)).records[0].status == "timeout"
     assert hpml.run(hpml.case(TINY, fit=True)).records[0].status == "ok"
 
 
 def test_an_interrupted_cell_keeps_the_finished_cases(monkeypatch):
-    real, calls = study.launch.run, []
+    real, calls = rounds.launch.run, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -152,7 +183,7 @@ def test_an_interrupted_cell_keeps_the_finished_cases(monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(study.launch, "run", interrupted)
+    monkeypatch.setattr(rounds.launch, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         hpml.run(hpml.case(TINY).sweep(accum_steps=[1, 2]))
     assert len(stored()) == 1 and stored()[0].status == "ok"
@@ -188,7 +219,7 @@ def test_fit_keeps_weights_that_inference_uses():
 def test_torchscript_and_compile_in_a_study(monkeypatch):
     """Parity with eager FP32; a compilation that takes too long is a record without a figure."""
     base = hpml.case(TINY, phase="infer", batch=3)
-    monkeypatch.setitem(study.COMPILE_LIMIT_S, "smoke", 0.2)
+    monkeypatch.setitem(rounds.COMPILE_LIMIT_S, "smoke", 0.2)
     limited = hpml.run(base.but(engine="compile")).records[0]
     assert limited.status == "skipped" and limited.reason == "compiling took more than 0.2 s at this tier" and limited.samples is None
     monkeypatch.undo()

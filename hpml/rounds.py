@@ -1,0 +1,202 @@
+"""The rounds of one comparison: which case is measured when, what its child's answer becomes, and what need not be measured again."""
+
+import dataclasses
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpml import compare, env, launch, limits, records
+from hpml.cases import Case, session
+from hpml.records import PROTOCOL_VERSION, Record
+
+TIMEOUT_S = {"smoke": 120, "cpu": 600, "gpu": 600, "full": 7 * 86_400}
+OUT_OF_TIME = "budget"  # how the reason of a record begins that the run's time did not reach
+COMPILE_LIMIT_S = {"smoke": 60, "cpu": 60, "gpu": 600, "full": 3600}  # a longer compilation is given up, and the record says so
+
+
+@dataclass
+class Plan:
+    """A comparison before it is measured: its cases with the identity of their figures; the first one is the baseline."""
+
+    cases: list[Case]
+    keys: list[str]
+    group: str
+    run_id: str
+    code: str
+    weights: list[tuple[str | None, str | None]]  # path and sha256
+    seconds: dict[str, float] = field(default_factory=dict)
+    unprepared: dict[int, tuple[str, str]] = field(default_factory=dict)  # status and reason of a build or INT8 graph that a case lacks
+
+
+def measure(plan: Plan, least: int, done: dict, store: Path, known: list[Record], *, adaptive: bool, fresh: bool) -> None:
+    """Breadth first: a round of everything, then the next, `least` of them and into `store`; `done` holds what is there already, by key
+    and round. `adaptive`: what is still undecided then goes on, up to 6 rounds, with its baseline. `known` are the run's records."""
+    known_limits, noise = _limits(known), [r for r in known if r.case["technique"] == compare.NOISE]
+    # A whole training or a pass over the test images has no pairs by rounds: made once in a run, it serves every comparison.
+    twins = {} if fresh else {(r.case["key"], r.protocol["round"]): r for r in known if r.status == "ok" and compare.is_quality_run(r)}
+    found: dict[str, list[Record]] = {key: [] for key in plan.keys}
+    for (key, _), record in done.items():
+        found[key].append(record)
+    lost: set[str] = set()
+    for number in range(max(least, compare.MAX_ROUNDS if adaptive else 0)):
+        wanted = set(plan.keys)
+        if number >= least:
+            wanted = _undecided(plan, found, noise) - lost
+            if not wanted or _short_of_time():
+                break
+            wanted.add(plan.keys[0])
+        order = list(range(len(plan.cases)))
+        random.Random(f"{plan.group}{number}").shuffle(order)
+        for index in order:
+            key = plan.keys[index]
+            if (key, number) in done or key in lost or key not in wanted:
+                continue
+            if twin := twins.get((key, number)):
+                record = dataclasses.replace(twin, case=_described(plan, index), protocol={**twin.protocol, "made_as": twin.record_id},
+                                             notebook=session().notebook, record_id=records.new_id())
+            else:
+                record = launch_one(plan, index, number, order, known_limits)
+            records.append(store, record)
+            timed = record.case["tier"] != "smoke" and not compare.is_quality_run(record)  # nothing else becomes wrong by waiting
+            if record.status == "ok" and record.protocol["busy"] and timed:
+                print("  the machine was busy with something else: this round is measured once more")
+                again = launch_one(plan, index, number, order, known_limits)
+                records.append(store, again)
+                found[key].append(record)
+                record = again if again.status == "ok" else record
+            found[key].append(record)
+            _say(record, number, least)
+            if record.status != "ok":
+                lost.add(key)
+        if len(lost) == len(plan.keys):
+            break
+
+
+def needs_floor(cases: Sequence[Case]) -> bool:
+    """Whether the cases make a speed comparison whose verdict needs the noise floor. The smoke tier gives no verdicts."""
+    first = cases[0]
+    quality = first.knobs.get("epochs") or first.knobs.get("measure") == "quality"
+    return len(cases) > 1 and first.phase in ("train", "infer", "data") and first.tier != "smoke" and not quality and not first.arm
+
+
+def _undecided(plan: Plan, found: dict[str, list[Record]], noise: list[Record]) -> set[str]:
+    """Keys of the cases of which nothing can be said yet."""
+    base = compare.by_round(found[plan.keys[0]])
+    aa = compare.noise_logs(noise, plan.cases[0].phase)
+    logs = {key: compare.log_ratios(base, compare.by_round(found[key])) for key in plan.keys[1:]}
+    floors = {key: compare.noise_floor(aa, max(3, len(own))) if len(aa) >= 3 else None for key, own in logs.items()}
+    return {key for key, own in logs.items() if not compare.decided(own, floors[key])}
+
+
+def _limits(known: list[Record]) -> dict[str, dict]:
+    """Best measured rate by device and (kind, dtype) among the run's limit records of this machine."""
+    best: dict[str, dict[tuple[str, str | None], float]] = {"cpu": {}, "cuda": {}}
+    for record in of_this_machine(known):
+        if record.case["phase"] == "limit" and record.status == "ok":
+            name = (record.knobs["kind"], record.knobs["dtype"] if record.knobs["dtype"] != "any" else None)
+            rates = best[record.knobs["device"]]
+            rates[name] = max(rates.get(name, 0.0), record.actual["value"])
+    return best
+
+
+def of_this_machine(known: list[Record]) -> list[Record]:
+    """Those of `known` that were measured on this machine by today's protocol."""
+    return [r for r in known if r.machine.get("id") == env.machine()["id"] and r.protocol_version == PROTOCOL_VERSION]
+
+
+def _described(plan: Plan, index: int) -> dict:
+    """The record's `case`: which case of the comparison it is, and in what it differs from the baseline."""
+    one, base = plan.cases[index], plan.cases[0]
+    return {"workload": one.workload, "phase": one.phase, "technique": one.technique, "tier": one.tier, "key": plan.keys[index],
+            "group": plan.group, "label": one.label(plan.cases), "order": index, "baseline": plan.keys[0], "arm": one.arm,
+            "differs_in": [name for name in one.knobs if one.knobs[name] != base.knobs[name]]}
+
+
+def launch_one(plan: Plan, index: int, number: int, order: list[int], known_limits: dict) -> Record:
+    """Measure one case in one round and make its record."""
+    case, key = plan.cases[index], plan.keys[index]
+    folder = env.run_dir(plan.run_id)
+    described = _described(plan, index)
+    protocol = {**case.protocol, "round": number, "order": order.index(index), "timer": "perf_counter" if case.knobs.get("device") != "cuda"
+                else "cuda events", "isolation": "fresh process", "seed": case.knobs.get("seed", 0) + number,
+                "compile_limit_s": COMPILE_LIMIT_S[case.tier]}
+    log = folder / "logs" / f"{Path(case.workload).stem}-{case.phase}-{key}-r{number}.log"
+    shared = {"run_id": plan.run_id, "case": described, "knobs": case.knobs, "notebook": session().notebook, "machine": env.machine(),
+              "versions": env.versions(), "git": env.git()}
+    path, digest = plan.weights[index]
+    left = _seconds_left()
+    expected = plan.seconds.get(key) or max(plan.seconds.values(), default=0.0)
+    without = plan.unprepared.get(index)
+    if not without and left is not None and left < max(expected, 1.0):
+        without = "skipped", f"{OUT_OF_TIME}: no time was left"
+    if without:
+        return Record(status=without[0], reason=without[1], protocol={**protocol, "busy": False}, **shared)
+    # A whole training takes as long as its epochs; only the budget ends it.
+    timeout_s = TIMEOUT_S["full" if case.knobs.get("epochs") else case.tier]
+    started = time.perf_counter()
+    job = {"case": described, "knobs": case.knobs, "protocol": protocol, "run_dir": str(folder), "weights": path, "weights_sha256": digest,
+           "code": plan.code}
+    fields = launch.run(job, log=log, timeout_s=timeout_s if left is None else min(timeout_s, left))
+    plan.seconds[key] = time.perf_counter() - started
+    if fields["status"] == "timeout" and left is not None and left < timeout_s:
+        fields |= {"status": "skipped", "reason": f"{OUT_OF_TIME}: stopped when the time was up"}
+    return _record(fields, shared, protocol, log.relative_to(folder), known_limits, digest)
+
+
+def _short_of_time() -> bool:
+    """Whether rounds beyond the least should leave the time to what the notebook still has to measure."""
+    left = _seconds_left()
+    return left is not None and left < time.time() - session().started
+
+
+def _seconds_left() -> float | None:
+    deadline = os.environ.get("HPML_DEADLINE")
+    return float(deadline) - time.time() if deadline else None
+
+
+def _record(fields: dict, shared: dict, protocol: dict, log: Path, known_limits: dict, weights_sha256: str | None) -> Record:
+    """The child's answer as a record: with its statistics and its distance from the machine's limit."""
+    center, work = fields.pop("center", "median"), fields.pop("work", None)
+    disturbed = fields.pop("disturbance", {"busy": False})
+    spawn_s = fields.pop("spawn_s", None)
+    taken = fields.get("samples")
+    made = Record(**shared, **fields, log=str(log), protocol={**protocol, **disturbed})
+    made.cold = {**made.cold, "spawn_s": spawn_s}
+    if weights_sha256:
+        made.actual = {**made.actual, "weights_sha256": weights_sha256}
+    if made.status == "ok" and taken:
+        made.stats = records.stats(taken["values"], items=taken["items"], center=center, wait=(taken.get("phases") or {}).get("wait"))
+        for name in ("with_copies", "with_preprocessing"):
+            if taken.get(name):
+                made.stats[name] = records.stats(taken[name], items=taken["items"], center=center)
+    if made.stats and work:
+        bound = limits.floor(flops=work["flops"], nbytes=work["bytes"], dtype=work["dtype"], limits=known_limits[made.knobs["device"]])
+        made.limit = {"flops": work["flops"], "bytes": work["bytes"], "bound": bound and bound["bound"],
+                      "percent": 100 * bound["floor_s"] / made.stats["center_s"] if bound else None}
+    return made
+
+
+def _say(record: Record, number: int, rounds: int) -> None:
+    """One plain line for a finished case."""
+    if record.status != "ok":
+        text = f"{record.status}: {record.reason}"
+    elif record.case["phase"] == "limit":
+        text = f"{record.actual['value']:.3g} {record.actual['unit']}"
+    elif record.quality:
+        text = f"{record.quality['metric']} {record.quality['value']:.3f} (n={record.quality['n']})"
+    elif record.stats:
+        text = f"{record.stats['per_s']:.4g} samples/s"
+    elif record.case["phase"] == "build":
+        text = f"built in {record.cold['build_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB"
+    elif record.case["phase"] == "quantize":
+        text = (f"{record.cold['quantize_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB of {record.cold['fp32_bytes'] / 2**20:.1f}, "
+                f"{record.actual['int8_ops']} of {record.actual['heavy_ops_total']} heavy operators")
+    elif record.case["phase"] == "infer":  # a quality pass of random weights
+        text = "ran; quality is not informative with random weights"
+    else:
+        text = f"export {record.cold['export_s']:.1f} s, {record.cold['bytes'] / 2**20:.1f} MiB"
+    label = record.case["label"] if record.case["label"] != "as it is" else f"{Path(record.case['workload']).stem} {record.case['phase']}"
+    print(f"  round {number + 1} of {max(rounds, number + 1)}  {label:<40} {text}")
