@@ -268,7 +268,14 @@ def counted_flops(workload: ModuleType, knobs: dict, classes: int, *, training: 
     with torch.device("meta"):
         model = workload.model(knobs, classes).to("meta").train(training)  # some modules make parameters that ask for no device
         inputs = tuple(torch.empty_like(x, device="meta") for x in workload.example_inputs(knobs, 2))
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops}) as counter:
         outputs = model(*inputs)
         outputs.sum().backward()
     return {str(operator).removeprefix("aten."): count / 2 for operator, count in counter.get_flop_counts()["Global"].items()}
+
+
+def _conv_backward_flops(grad_shape, x_shape, w_shape, bias, stride, padding, dilation, transposed, out_padding, groups, mask, **_) -> int:
+    """Each gradient of a convolution, of its input and of its weight, costs what the convolution does. torch's own formula forgets the
+    groups in the weight's, and a depthwise convolution counts as many times too much as it has channels."""
+    places = math.prod((x_shape if transposed else grad_shape)[2:])
+    return 2 * x_shape[0] * places * math.prod(w_shape) * sum(mask[:2])

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,18 @@ def test_flops_of_resnet50_are_the_published_ones():
     resnet = workloads.get("resnet50")
     flops = train.train_flops(resnet, validate("train", {"image": 224}), 1000)
     assert flops / 3 == pytest.approx(2 * 4.09e9, rel=0.02)
+
+
+def test_a_depthwise_convolution_costs_twice_its_forward_pass_backwards():
+    def net(knobs, classes):
+        return torch.nn.Sequential(torch.nn.Conv2d(8, 8, 1), torch.nn.Conv2d(8, 8, 3, padding=1, groups=knobs["groups"]))
+
+    def counted(groups):
+        workload = types.SimpleNamespace(model=net, example_inputs=lambda knobs, batch: (torch.empty(batch, 8, 10, 10),))
+        return train.train_flops(workload, {"groups": groups}, 1)
+
+    first = 2 * 2 * 8 * 8 * 100  # its input needs no gradient
+    assert counted(1) == first + 3 * 2 * 8 * 8 * 9 * 100 and counted(8) == first + 3 * 2 * 8 * 9 * 100
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
