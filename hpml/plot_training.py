@@ -201,8 +201,9 @@ def confusion(labels: Sequence[int], predictions: Sequence[int], classes: Sequen
 
 
 @styled
-def pictures(images, titles: Sequence[str], columns: int = 8):
-    """A grid of pictures with a title over each. images: N arrays [H, W], [H, W, 3], uint8 or floats in 0..1. Returns the one Axes."""
+def pictures(images, titles: Sequence[str], columns: int = 8, high: float = 0.0):
+    """A grid of pictures with a title over each. images: N arrays [H, W], [H, W, 3], uint8 or floats in 0..1. `high` is their height over
+    their width, kept as it is; 0 draws squares, nearly. Returns the one Axes."""
     import numpy as np
 
     images = [np.asarray(image) for image in images]
@@ -210,13 +211,14 @@ def pictures(images, titles: Sequence[str], columns: int = 8):
     room = 0.12 if columns > 5 else 0.08  # a line of text, as a share of a picture
     lines = [_two_lines(title, max(6, 100 // columns)) for title in titles]
     top = room * max((line.count("\n") + 1 for line in lines), default=1) * max(1, columns / 5) + 0.06
-    figure, grid = figure_of(0.5 + rows * (1 + top) * 5.8 / columns)
+    tall = high or 1.0
+    figure, grid = figure_of(0.5 + rows * (tall + top) * 5.8 / columns)
     axes = grid[0, 0]
     for i, (image, title) in enumerate(zip(images, lines, strict=True)):
-        x, y = i % columns, (i // columns) * (1 + top) + top
+        x, y = i % columns, (i // columns) * (tall + top) + top
         axes.imshow(
             image,
-            extent=(x + 0.02, x + 0.98, y + 0.96, y),
+            extent=(x + 0.02, x + 0.98, y + 0.96 * tall, y),
             cmap="gray",
             vmin=0,
             vmax=255 if image.dtype == np.uint8 else 1,
@@ -224,8 +226,10 @@ def pictures(images, titles: Sequence[str], columns: int = 8):
         )
         axes.text(x + 0.5, y - 0.03, title, ha="center", va="bottom", fontsize=7.5, linespacing=1.05)
     axes.set_xlim(0, columns)
-    axes.set_ylim(rows * (1 + top), 0)
+    axes.set_ylim(rows * (tall + top), 0)
     axes.set_axis_off()
+    if high:
+        axes.set_aspect("equal")
     alt = f"{len(images)} pictures: " + "; ".join(" ".join(str(title).split()) for title in titles) + "."
     return finish(axes, "", "", alt)
 
@@ -254,7 +258,7 @@ def distances(errors: Sequence[float], within: float):
     axes.axvline(within, color=SOFT, linewidth=1, linestyle=":")
     axes.plot([within], [right], marker="o", color=INK, markersize=5)
     axes.set_xscale("log")
-    axes.set_xlim(0.1, None)
+    axes.set_xlim(min(max(0.1, errors[0]), within / 2), None)
     axes.set_ylim(0, 103)
     axes.set_xlabel("error, pixels of the frame")
     axes.set_ylabel("frames at most so far off, %")

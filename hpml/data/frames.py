@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from hpml.data.images import ImageSet, balanced
+from hpml.data.images import ImageSet, balanced, jpegs
 from hpml.data.jpegfiles import MEAN, STD
 from hpml.data.mapped import PickledByPath
 from hpml.env import HpmlError
@@ -48,16 +49,21 @@ class FrameDataset(PickledByPath):
     """A map-style data set for torch's loader: index -> (float32 tensor [3, height, width], float32 tensor [3] of x, y, visible).
 
     train: mirrored half of the time, place and frame together, with another brightness and contrast; all randomness comes from torch's
-    default generator. Picklable under fork, spawn and forkserver; memory maps are pickled by path.
+    default generator. storage "jpeg" decodes the frame's JPEG for each sample, as a folder of pictures asks for. Picklable under fork,
+    spawn and forkserver; memory maps are pickled by path.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, *, train: bool) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, *, train: bool, storage: str = "array") -> None:
         import numpy as np
 
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or labels.shape != (len(images), 3):
             raise HpmlError(f"frames: uint8 [N, height, width, 3] with labels [N, 3] are expected, got {images.dtype} {list(images.shape)} "
                             f"with {list(labels.shape)}")
-        self.images, self.labels, self.train = images, labels, train
+        self.labels, self.train, self.storage = labels, train, storage
+        if storage == "jpeg":
+            self.encoded, self.offsets = jpegs(images, images.shape[2:0:-1])
+        else:
+            self.images = images
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,9 +71,14 @@ class FrameDataset(PickledByPath):
     def __getitem__(self, index: int) -> tuple:
         import numpy as np
         import torch
+        from PIL import Image
 
         index = range(len(self))[index]
-        frame, truth = np.asarray(self.images[index]), np.array(self.labels[index], np.float32)
+        truth = np.array(self.labels[index], np.float32)
+        if self.storage == "jpeg":
+            frame = np.asarray(Image.open(io.BytesIO(self.encoded[self.offsets[index]:self.offsets[index + 1]].tobytes())))
+        else:
+            frame = np.asarray(self.images[index])
         gain, shift = 1.0, 0.0
         if self.train:
             draws = torch.rand(3).tolist()

@@ -165,8 +165,8 @@ def mean_std(images: np.ndarray, limit: int = 5000) -> tuple[tuple[float, ...], 
 # ---- reading a sample
 
 
-def jpegs(images: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every image upscaled to `side` pixels as a JPEG: (uint8 bytes one after another, int64 offsets [N + 1]).
+def jpegs(images: np.ndarray, side: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Every image resized to `side` pixels (or width, height) as a JPEG: (uint8 bytes one after another, int64 offsets [N + 1]).
 
     Made once per content and kept in the cache as memory maps, because each measured process reads the same images.
     """
@@ -177,13 +177,14 @@ def jpegs(images: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     digest = hashlib.sha256(f"{side} {JPEG_QUALITY} {PIL.__version__} {images.shape}".encode())
     for start in range(0, len(images), 4096):
         digest.update(np.ascontiguousarray(images[start : start + 4096]))
-    folder = cache_dir() / f"jpeg{side}-{digest.hexdigest()[:12]}"
+    size = (side, side) if isinstance(side, int) else side
+    folder = cache_dir() / f"jpeg{size[0]}-{digest.hexdigest()[:12]}"
 
     def make() -> tuple[dict, dict]:
         encoded = []
         for image in images:
             file = io.BytesIO()
-            larger = Image.fromarray(np.asarray(image)).resize((side, side), Image.Resampling.BICUBIC)
+            larger = Image.fromarray(np.asarray(image)).resize(size, Image.Resampling.BICUBIC)
             larger.save(file, "JPEG", quality=JPEG_QUALITY)
             encoded.append(file.getvalue())
         offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)

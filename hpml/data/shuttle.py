@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hpml.data import court, points
 from hpml.data.frames import FrameSet, subset
 from hpml.data.images import made_once, say
-from hpml.data.jpegfiles import NOT_DECODED
+from hpml.data.jpegfiles import NOT_DECODED, decoded
 from hpml.env import HpmlError, Unavailable, cache_dir, data_dir
 
 if TYPE_CHECKING:
@@ -122,10 +122,18 @@ def load(name: str = "shuttle", path: Path | None = None, *, width: int = 1280) 
         seen, arrays, facts = seen[~narrow], {}, {"clips": {}, "numbers": {}}
         for part, clips in split(list(seen["clip"])).items():
             own = seen[seen["clip"].isin(clips)]
-            images = np.empty((len(own), width * 9 // 16, width, 3), np.uint8)
+            images, kept = np.empty((len(own), width * 9 // 16, width, 3), np.uint8), []
             for i, image in enumerate(own["image"]):
-                with Image.open(path / image) as picture:
-                    images[i] = np.asarray(picture.convert("RGB").resize(images.shape[2:0:-1], Image.Resampling.BILINEAR))
+                try:
+                    picture = decoded((path / image).read_bytes())
+                except NOT_DECODED as error:
+                    wrong.append((image, f"cannot be decoded ({error}): left out"))
+                    continue
+                images[len(kept)] = np.asarray(picture.resize(images.shape[2:0:-1], Image.Resampling.BILINEAR))
+                kept.append(i)
+            if not kept:
+                raise HpmlError(f"{path}: none of the {len(own)} frames of {points.some(clips)} can be decoded")
+            own, images = own.iloc[kept], images[:len(kept)]
             scaled = own[["x", "y"]].to_numpy() * (width / own["width"].to_numpy())[:, None]
             arrays[f"{part}_images"] = images
             arrays[f"{part}_labels"] = np.column_stack([np.nan_to_num(scaled), own["visible"]]).astype(np.float32)
@@ -133,10 +141,7 @@ def load(name: str = "shuttle", path: Path | None = None, *, width: int = 1280) 
         return arrays, {**facts, "skipped": wrong}
 
     digest = stamp(path)
-    try:
-        facts, arrays = made_once(cache_dir() / f"shuttle{width}-{digest[:12]}", make, f"converting {TITLE}")
-    except NOT_DECODED as error:
-        raise HpmlError(f"{path}: a frame cannot be read ({error})") from None
+    facts, arrays = made_once(cache_dir() / f"shuttle{width}-{digest[:12]}", make, f"converting {TITLE}")
     clips, numbers = facts["clips"], facts["numbers"]
     return FrameSet(name="shuttle", title=TITLE, origin="real", classes=["shuttle"], checksum=digest,
                     note=f"{len(set(clips['train']))} + {len(set(clips['test']))} clips, {len(facts['skipped'])} remarks, resized to "
@@ -152,7 +157,13 @@ def check(name: str, path: Path, *, fix: bool = False) -> list[str]:
     files stay, `table` decides them each time.
     """
     rows, wrong = table(path)
-    pictures = int((rows["image"] != "").sum())
+    pictures = 0
+    for image in rows["image"][rows["image"] != ""]:
+        try:
+            decoded((path / image).read_bytes())
+            pictures += 1
+        except NOT_DECODED as error:
+            wrong.append((image, f"cannot be decoded ({error})"))
     say(f"{name}: {len(rows):,} labelled frames of {rows['clip'].nunique():,} clips, visible in {int(rows['visible'].sum()):,}; "
         f"{pictures:,} pictures are here")
     if fix:

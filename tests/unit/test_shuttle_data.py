@@ -170,6 +170,8 @@ def test_rallies_of_one_name_in_two_matches_are_two_clips_and_the_set_is_resized
     for n, label, image in zip(found.train_numbers, found.train_labels, found.train_images, strict=True):
         assert label.tolist() == [8 * n + 4, 45, 1] and abs(int(image.mean()) - 10 * n) <= 1
     again = pickle.loads(pickle.dumps(frames.FrameDataset(found.train_images, found.train_labels, train=False)))
+    jpeg = frames.FrameDataset(found.train_images, found.train_labels, train=False, storage="jpeg")
+    assert len(pickle.dumps(jpeg)) < 3000 and (jpeg[3][0] - again[3][0]).abs().max() < 0.1 and (jpeg[3][1] == again[3][1]).all()
     assert len(again) == len(found.train_labels) and shuttle.identity("auto").startswith("shuttle ")
     part = frames.subset(found, 3, 1, 0)
     assert len(set(part.train_clips)) == 3 and len(part.test_labels) == 1 and set(part.train_clips) <= set(found.train_clips)
@@ -193,6 +195,17 @@ def test_pictures_that_cannot_be_used_are_listed_and_moved_aside(tmp_path):
     assert sum(file.is_file() for file in root.rglob("*")) == count and (root / "set_aside/match0/frame/rally0/1.jpg").is_file()
     (folder / "9.jpg").unlink()
     assert shuttle.table(root)[1] == [("match0/frame/rally0", "3 labels have no picture (0, 1, 2): left out")]
+
+
+def test_a_cut_picture_is_left_out_with_its_reason(tmp_path):
+    root = court_folder(tmp_path / "data/shuttle")
+    for file in (root / "match0/frame/rally0").iterdir():
+        if file.stem != "3":
+            file.write_bytes(file.read_bytes()[:-500])
+    found = shuttle.load(path=root, width=160)
+    assert len(found.skipped) == 3 and all("cannot be decoded" in why for _, why in found.skipped)
+    assert len(found.train_labels) + len(found.test_labels) == 21 and len(fetch.check("shuttle")) == 3
+    assert len(found.train_images) == len(found.train_clips) and len(found.test_images) == len(found.test_numbers)
 
 
 def test_labels_of_another_size_than_the_pictures_and_other_shapes_are_left_out(tmp_path):

@@ -1,0 +1,184 @@
+"""A shuttle in a badminton frame, found and then refined by two networks in turn; a rendered stand-in where no labelled frames are.
+
+The first network looks at the whole frame at half its side, the second at a crop of full resolution around what the first one found
+(_localizer.py). Every figure belongs to its frame size: errors are pixels of the frame as it was given in, `image` wide and 9/16 as high.
+"""
+
+NAME = "shuttle"
+TITLE = "Shuttle localizer"
+TASK = "localization"
+METRIC = "within 4 px"
+WITHIN_PX = 4.0  # what TrackNetV2 and V3 count as right, at 1280x720 there
+MARGIN = 0.02
+MARGIN_REASON = "two points: with some 200 visible test frames the standard error of a share near 85 % is 2.5 points"
+# timm's EfficientNets with their classifiers, as published; the localizer takes their features only, once for each stage.
+BACKBONES = {"efficientnet_b0": 5_288_548, "tf_efficientnetv2_b0": 7_139_704, "tf_efficientnetv2_b3": 14_358_406}
+VARIANTS = {"base": "efficientnet_b0", "small": "test_efficientnet"}  # small: timm's least EfficientNet, which a CPU trains in a minute
+LEARNING_RATE = {"sgd": 0.02, "adam": 0.004}
+INPUT_NAMES, OUTPUT_NAMES = ("frames",), ("places",)
+SOURCES = ("shuttle",)
+WITHOUT = ("length", "stem")
+LEAST_BATCH = 2  # where a training can normalise: the deepest features of a small crop are two by two
+INT8_OPS = ("Conv",)  # the rest turns a heat map into pixels: 256 steps over a frame's width would be an error of pixels by themselves
+# The same weights in another engine, in pixels of the frame (and units of the visibility's logit). FP32: places differ by the order of
+# additions, 1/1000 of a pixel, but where the first stage's place rounds to the other side the crop moves by one pixel, and with it what
+# the second stage sees: a pixel and a half is allowed. In fewer digits the first stage may look elsewhere in a frame where nothing is
+# visible or two things look alike: there a place means nothing, so only the answers are compared (`agreement`): visible or not,
+# and within two pixels, half of what the metric allows, where something is.
+PARITY = {
+    "fp32": {"atol": 1.5, "rtol": 0.0, "top1_agreement": 0.99},
+    "fp16": {"range_share": 1.0, "rtol": 0.0, "top1_agreement": 0.97},
+    "bf16": {"range_share": 1.0, "rtol": 0.0, "top1_agreement": 0.9},
+    "int8": {"range_share": 1.0, "rtol": 0.0, "top1_agreement": 0.8},
+}
+AGREE_PX = 2.0
+# Frames shrink at the small tiers, never the architecture of a speed row. On a CPU the quality rows carry the small variant.
+_SMOKE = {"batch": 2, "image": 128, "train_samples": 24, "test_samples": 12, "optimizer": "adam"}
+SIZES = {
+    "smoke": {
+        "train": _SMOKE,
+        "fit": {**_SMOKE, "batch": 8, "variant": "small", "epochs": 2, "train_samples": 48, "test_samples": 24, "schedule": "onecycle"},
+        "infer": {"batch": 1, "image": 128, "train_samples": 24, "test_samples": 12},
+        "quality": {"batch": 8, "image": 128, "variant": "small", "test_samples": 24},
+        "data": {"batch": 8, "image": 128, "train_samples": 48, "test_samples": 12},
+        "protocol": {"warmup": 1, "min_iters": 2, "min_seconds": 0.0, "rounds": 1},
+    },
+    "cpu": {
+        "train": {"batch": 4, "image": 320, "train_samples": 240, "test_samples": 60, "optimizer": "adam"},
+        "fit": {"batch": 16, "image": 320, "variant": "small", "epochs": 5, "train_samples": 960, "test_samples": 240,
+                "schedule": "onecycle", "optimizer": "adam"},
+        "infer": {"batch": 1, "image": 640, "train_samples": 240, "test_samples": 60},
+        "quality": {"batch": 16, "image": 320, "variant": "small", "train_samples": 960, "test_samples": 240},
+        "data": {"batch": 16, "image": 640, "train_samples": 240, "test_samples": 60},
+        "protocol": {"warmup": 2, "min_iters": 4, "min_seconds": 1.0, "rounds": 3},
+    },
+    "gpu": {
+        "train": {"batch": 16, "image": 1280, "train_samples": 960, "test_samples": 240, "optimizer": "adam"},
+        "fit": {"batch": 16, "image": 1280, "epochs": 30, "train_samples": 960, "test_samples": 240, "schedule": "onecycle",
+                "optimizer": "adam", "lr": 0.002, "workers": 4},
+        "infer": {"batch": 1, "image": 1280, "train_samples": 960, "test_samples": 240},
+        "quality": {"batch": 16, "image": 1280, "train_samples": 960, "test_samples": 240},
+        "data": {"batch": 16, "image": 1280, "train_samples": 960, "test_samples": 240},
+        "protocol": {"warmup": 10, "min_iters": 20, "min_seconds": 2.0, "rounds": 3},
+    },
+    # No paper gives a recipe for this design: TrackNet's frame, all frames that are there.
+    "full": {
+        "train": {"batch": 16, "image": 1280, "optimizer": "adam"},
+        "fit": {"batch": 16, "image": 1280, "epochs": 60, "schedule": "onecycle", "optimizer": "adam", "lr": 0.002,
+                "workers": 8},
+        "infer": {"batch": 1, "image": 1280},
+        "quality": {"batch": 16, "image": 1280},
+        "data": {"batch": 16, "image": 1280},
+        "protocol": {"warmup": 10, "min_iters": 50, "min_seconds": 5.0, "rounds": 6},
+    },
+}
+
+
+def data(knobs: dict):
+    """The FrameSet that the knobs ask for, at their width, cut to train_samples and test_samples (clips take turns; all cases share it).
+
+    Raises HpmlError for a width of which 9/16 is no whole number or that leaves no room for the crop.
+    """
+    from hpml.data import shuttle
+    from hpml.env import HpmlError
+
+    if knobs["image"] % 16 or knobs["image"] < 128:
+        raise HpmlError(f"image={knobs['image']}: a frame is a multiple of 16 and at least 128 pixels wide, 9/16 of it high")
+    return shuttle.open_frames(knobs["data"], knobs["image"], knobs["train_samples"], knobs["test_samples"])
+
+
+def identity(knobs: dict) -> str:
+    """What the knob `data` stands for on this machine: sizes and change times of the files."""
+    from hpml.data import shuttle
+
+    return shuttle.identity(knobs["data"])
+
+
+def dataset(knobs: dict, frames, *, train: bool):
+    """Map-style data set of (float32 [3, height, width], float32 [3]: x, y in the frame's pixels, visible).
+
+    Raises Unavailable for a training whose micro-batch is smaller than BatchNorm can be trained with here.
+    """
+    from hpml.data.frames import FrameDataset
+    from hpml.env import Unavailable
+
+    micro = knobs["batch"] // knobs.get("accum_steps", 1)
+    if train and "accum_steps" in knobs and micro < LEAST_BATCH:
+        raise Unavailable(f"{TITLE}: a micro-batch of {micro} cannot be trained: the deepest features of a crop are too few for BatchNorm, "
+                          f"at least {LEAST_BATCH} frames are needed")
+    images, labels = (frames.train_images, frames.train_labels) if train else (frames.test_images, frames.test_labels)
+    return FrameDataset(images, labels, train=train, storage=knobs.get("storage", "array"))
+
+
+def model(knobs: dict, classes: int):
+    """The two-stage localizer with random weights: frames [N, 3, H, W] -> x, y in pixels and the logit of being visible, [N, 3].
+
+    In training it takes the truth [N, 3] as well and gives each sample's losses [N, 3]. knobs["variant"] names the backbone.
+    """
+    from hpml.workloads._localizer import Localizer
+
+    return Localizer(VARIANTS[knobs.get("variant", "base")])
+
+
+def loss(outputs, targets):
+    """Both stages' heat maps and the visibility, summed over the micro-batch: the caller divides by the true count of samples.
+
+    outputs [N, 3], the losses that the model gives in training.
+    """
+    return outputs.sum()
+
+
+def split(batch) -> tuple[tuple, object]:
+    """A collated batch as (inputs of the model in training, targets): the second stage's crops lie around the truth."""
+    return (batch[0], batch[1]), batch[1]
+
+
+def example_inputs(knobs: dict, batch: int) -> tuple:
+    """Seeded inputs of the right shape and scale for export: ([batch, 3, image * 9 / 16, image],)."""
+    import torch
+
+    return (torch.randn(batch, 3, knobs["image"] * 9 // 16, knobs["image"], generator=torch.Generator().manual_seed(0)),)
+
+
+def agreement(wanted, got) -> float:
+    """Share of frames with the same answer: both not visible, or both visible and within AGREE_PX pixels."""
+    import numpy as np
+
+    near = np.hypot(*(wanted - got)[:, :2].T) <= AGREE_PX
+    seen, also = wanted[:, 2] > 0, got[:, 2] > 0
+    return float(((seen == also) & (near | ~seen)).mean())
+
+
+def evaluate(predict, knobs: dict, frames) -> dict:
+    """Share of the visible test frames whose place is within WITHIN_PX pixels, of `predict` (tuple of arrays -> [N, 3]).
+
+    One loader for all engines. Returns metric, value, n (visible frames), chance (the training frames' mean place everywhere), details
+    (mean and median error in pixels; share of all test frames with the right answer to "visible?", and what "always" would get),
+    predictions and labels [N, 3], confidence [N] (of the answer visible or not).
+    """
+    import numpy as np
+
+    from hpml.data.loader import loader
+
+    batches = loader(dataset({**knobs, "storage": "array"}, frames, train=False), {}, batch=max(knobs["batch"], 8), shuffle=False, seed=0)
+    answers = np.concatenate([np.asarray(predict((images.numpy(),)), dtype=np.float32) for images, _ in batches])
+    labels = np.asarray(frames.test_labels)
+    errors = pixel_errors(answers, labels)
+    known = np.asarray(frames.train_labels)
+    middle = np.broadcast_to(known[known[:, 2] > 0].mean(0) if known[:, 2].any() else np.zeros(3), labels.shape)
+    certain = 1 / (1 + np.exp(-np.abs(answers[:, 2].clip(-30, 30))))
+    return {"metric": METRIC, "value": float((errors <= WITHIN_PX).mean()) if errors.size else 0.0, "n": len(errors),
+            "chance": float((pixel_errors(middle, labels) <= WITHIN_PX).mean()) if errors.size else 0.0,
+            "details": {"mean error px": float(errors.mean()) if errors.size else 0.0,
+                        "median error px": float(np.median(errors)) if errors.size else 0.0,
+                        "visible or not": float(((answers[:, 2] > 0) == (labels[:, 2] > 0)).mean()),
+                        "always visible": float((labels[:, 2] > 0).mean())},
+            "predictions": answers, "labels": labels, "confidence": certain}
+
+
+def pixel_errors(answers, labels):
+    """Distances in pixels [n] between places [N, 3] and labels [N, 3] on the n frames with a visible shuttle."""
+    import numpy as np
+
+    seen = labels[:, 2] > 0
+    return np.hypot(*(answers[seen, :2] - labels[seen, :2]).T)
