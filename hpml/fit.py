@@ -64,7 +64,7 @@ def fit(job: dict, workload: ModuleType) -> dict:
         state["epoch"] = epoch + 1
         if here.index:
             continue
-        best = workload.evaluate(predictor(single, knobs), knobs, image_set)
+        best = judge(predictor(single, knobs), plain, workload, knobs, image_set)
         state["curve"].append([epoch + 1, float(np.mean(losses)), best["value"]])
         writer.add_scalar("loss/train", float(np.mean(losses)), epoch + 1)
         writer.add_scalar(f"{best['metric']}/test", best["value"], epoch + 1)
@@ -84,7 +84,7 @@ def fit(job: dict, workload: ModuleType) -> dict:
                 "disturbance": distributed.disturbance(mark)}
     writer.close()
     if best is None:  # the interruption came after the last epoch
-        best = workload.evaluate(predictor(single, knobs), knobs, image_set)
+        best = judge(predictor(single, knobs), plain, workload, knobs, image_set)
     artefacts = leave(checkpoint.parent, name, plain, best)
     checkpoint.unlink()
     thin = max(1, len(state["losses"]) // 200)
@@ -96,6 +96,13 @@ def fit(job: dict, workload: ModuleType) -> dict:
                    "classes": list(image_set.classes), "artefacts": artefacts},
         "disturbance": distributed.disturbance(mark),
     }
+
+
+def judge(predict, model, workload: ModuleType, knobs: dict, image_set) -> dict:
+    """The workload's evaluation of `predict`. What it is held against may come from the model itself, outside of what `predict` runs: the
+    captions that a frame is compared with are embedded by the FP32 `model` (`texts` of the workload)."""
+    beside = {"texts": workload.texts(model, knobs, image_set)} if hasattr(workload, "texts") else {}
+    return workload.evaluate(predict, knobs, image_set, **beside)
 
 
 def gradient_norms(model) -> list[tuple[str, float]]:

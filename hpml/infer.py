@@ -9,7 +9,7 @@ from types import ModuleType
 from hpml import distributed, engines, export, stored
 from hpml import measure as m
 from hpml.env import HpmlError, Unavailable
-from hpml.fit import quality
+from hpml.fit import judge, quality
 from hpml.train import load_weights, train_flops
 
 SHAPING = ("image", "length", "variant", "stem")  # knobs that make another graph of a workload
@@ -168,7 +168,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
         why = f"outputs differ from eager FP32: max abs {parity['max_abs']:.2e}, top-1 agreement {parity['top1_agreement']}"
         return {**shared, "status": "parity_failed", "reason": why}
     if knobs["measure"] == "quality":
-        scores = workload.evaluate(lambda inputs: engine.run(inputs)[0], knobs, image_set)
+        scores = judge(lambda inputs: engine.run(inputs)[0], reference, workload, knobs, image_set)
         found = {"quality": quality(scores, workload) if knobs["weights"] != "random" else None,
                  "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()}, "disturbance": m.disturbance(mark)}
     else:

@@ -54,21 +54,23 @@ def fetch(workload: ModuleType) -> Path:
 
 
 def read(path: Path, model, workload: ModuleType) -> dict:
-    """The weights of a published file for `model`: heads of another number of classes stay the model's own.
+    """The weights of a published file for `model`: heads of another number of classes stay the model's own, and what the file holds beside
+    weights (`beside`: endings of names) is left out.
 
     Only tensors are read (weights_only). Raises what torch raises for a file that is none.
     """
     import torch
 
     state, own = torch.load(path, weights_only=True, map_location="cpu"), model.state_dict()
+    state = {name: weight for name, weight in state.items() if not name.endswith(workload.PRETRAINED.get("beside", ()))}
     for name in own:
-        if name.startswith(workload.PRETRAINED["heads"]) and name in state and state[name].shape != own[name].shape:
+        if name.startswith(workload.PRETRAINED.get("heads", ())) and name in state and state[name].shape != own[name].shape:
             state[name] = own[name]
     return state
 
 
 def _facts(workload: ModuleType) -> dict:
-    """url, file and sha256 (its first digits, which the file's name ends with: torchvision's custom)."""
+    """url, file and sha256: where PRETRAINED names none, its first digits, which the file's name ends with (torchvision's custom)."""
     if not hasattr(workload, "PRETRAINED"):
         raise Unavailable(f"weights='pretrained': {workload.TITLE} names no published weights; give random, trained or a .safetensors file")
     url = workload.PRETRAINED.get("url")
@@ -76,5 +78,7 @@ def _facts(workload: ModuleType) -> dict:
         from torchvision.models import get_weight
 
         url = get_weight(workload.PRETRAINED["torchvision"]).url
+    if "sha256" in workload.PRETRAINED:
+        return {"url": url, "file": workload.PRETRAINED["file"], "sha256": workload.PRETRAINED["sha256"]}
     file = url.rpartition("/")[2]
     return {"url": url, "file": file, "sha256": re.search(r"-([0-9a-f]{8,})\.\w+$", file)[1]}

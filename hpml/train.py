@@ -131,14 +131,14 @@ def _parallel(model, knobs: dict, actual: dict):
 
 
 def load_weights(model, path: Path, workload: ModuleType) -> None:
-    """Load a .safetensors file or published weights (.pth). Raises HpmlError for one that is damaged or of another model."""
+    """Load a .safetensors file or published weights (.pth, .bin). Raises HpmlError for one that is damaged or of another model."""
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        model.load_state_dict(pretrained.read(path, model, workload) if path.suffix == ".pth" else load_file(path))
+        model.load_state_dict(pretrained.read(path, model, workload) if path.suffix in (".pth", ".bin") else load_file(path))
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError, AttributeError) as error:
         raise HpmlError(f"{path}: not weights of this model ({str(error).splitlines()[0]})") from None
 
