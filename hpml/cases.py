@@ -11,8 +11,8 @@ from pathlib import Path
 from hpml import env
 from hpml.env import HpmlError
 from hpml.knobs import INT8_KNOBS, validate
+from hpml.workloads import canonical, without
 from hpml.workloads import get as get_workload
-from hpml.workloads import without
 
 TIERS = ("smoke", "cpu", "gpu", "full")
 SIZES_OF = {"export": "infer", "quantize": "infer", "build": "infer", "profile": "train"}  # phases that share another one's sizes
@@ -106,8 +106,7 @@ def case(workload: str, *, phase: str = "train", tier: str | None = None, fit: b
     check_tier(tier)
     if workload == "machine":
         return Case(workload, phase, tier, validate(phase, knobs), {}, "limit")
-    if workload.endswith(".py"):
-        workload = str(Path(workload).expanduser().resolve())  # children may have another working folder
+    workload = canonical(workload)
     sizes = get_workload(workload).SIZES[tier]
     allowed = validate(phase, {})
     # A reader may set a size; what the tier sets is only its default.

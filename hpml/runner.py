@@ -11,8 +11,8 @@ from hpml.compare import is_quality_run
 from hpml.env import BudgetSpent, HpmlError
 from hpml.notebooks import Notebook
 from hpml.results import Results
+from hpml.workloads import canonical, sources
 from hpml.workloads import get as get_workload
-from hpml.workloads import sources
 
 GRACE_S = 20  # kernels, papermill and the report need this beyond the cases themselves
 LADDER = ["resnet50"]  # who climbs the ladder where nobody is named: one workload fits the default budget with full rounds
@@ -26,6 +26,7 @@ def run(*, tier: str, workloads: list[str] | None, only: list[str] | None, run_i
     Without `workloads` the ladder is climbed by LADDER, and every workload's own notebook runs. Everything is checked before anything
     runs: raises HpmlError for an unknown tier, workload, notebook, device or run.
     """
+    workloads = [canonical(name) for name in workloads or []]  # the kernels have another working folder
     books = _about(notebooks.chosen(only), workloads, only, data)
     workloads = workloads or LADDER
     cases.use(tier=tier, workloads=workloads, data=data, device=device, run_id=run_id or "lab")

@@ -84,13 +84,15 @@ def _key(case: Case, weights_sha256: str | None) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-@functools.cache
 def _code(workload: str) -> str:
+    own = b"" if workload == "machine" else Path(workloads.get(workload).__file__).read_bytes()  # now: a reader changes it between cells
+    return hashlib.sha256(_measuring() + own).hexdigest()[:16]
+
+
+@functools.cache
+def _measuring() -> bytes:
     package = Path(__file__).parent
-    files = [path for pattern in MEASURING for path in sorted(package.glob(pattern))]
-    if workload != "machine":
-        files.append(Path(workloads.get(workload).__file__))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    return b"".join(path.read_bytes() for pattern in MEASURING for path in sorted(package.glob(pattern)))
 
 
 def _data_identity(case: Case) -> str | None:

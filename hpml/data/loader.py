@@ -3,6 +3,7 @@
 import itertools
 
 from hpml.env import HpmlError, Unavailable
+from hpml.reader import Sent
 
 
 class Share:
@@ -45,6 +46,8 @@ def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_l
              "multiprocessing_context": knobs["start_method"]} if workers else {}
     generator = torch.Generator().manual_seed(seed)
     order = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
+    if workers and knobs["start_method"] != "fork":
+        dataset = Sent(dataset)
     return DataLoader(dataset, batch_size=batch, sampler=Share(order, *share), drop_last=drop_last, num_workers=workers,
                       generator=generator, pin_memory=knobs.get("pin_memory", False), **extra)
 

@@ -1,12 +1,10 @@
 """Workloads: one file each, found by file name or given as a path to a file of the reader's own."""
 
-import functools
-import hashlib
 import importlib
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+from hpml import env, reader
 from hpml.env import HpmlError
 from hpml.knobs import KNOBS
 
@@ -23,19 +21,43 @@ def names() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 
-@functools.cache
 def get(name: str) -> ModuleType:
     """The workload `name`, or the one in the file `name` (ends with .py). Raises HpmlError for an unknown or incomplete one."""
-    if name.endswith(".py"):
-        module = _from_file(Path(name).expanduser())
-    elif name in names():
-        module = importlib.import_module(f"hpml.workloads.{name}")
-    else:
-        raise HpmlError(f"unknown workload {name!r}: choose from {', '.join(names())}, or give a file of your own (my_model.py)")
-    absent = [item for item in CONTRACT if not hasattr(module, item)]
-    if absent:
+    module = load(name)
+    if absent := missing(module):
         raise HpmlError(f"workload {name}: missing {', '.join(absent)} (see CONTRIBUTING.md)")
     return module
+
+
+def load(name: str) -> ModuleType:
+    """As `get`, whether the file holds all that it must or not; a file is loaded anew when it has changed."""
+    if name.endswith(".py"):
+        return reader.load(file(name))
+    if name in names():
+        return importlib.import_module(f"hpml.workloads.{name}")
+    raise HpmlError(f"unknown workload {name!r}: choose from {', '.join(names())}, or give a file of your own (my_model.py)")
+
+
+def missing(module: ModuleType) -> list[str]:
+    """The names of CONTRACT that the module lacks."""
+    return [item for item in CONTRACT if not hasattr(module, item)]
+
+
+def file(name: str) -> Path:
+    """Where a reader's file is; what is not in the working folder is looked up in the course's. Raises HpmlError for none."""
+    path = Path(name).expanduser()
+    path = path if path.is_file() else env.root() / path
+    if not path.is_file():
+        raise HpmlError(f"no such workload file: {name}")
+    return path.resolve()
+
+
+def canonical(name: str) -> str:
+    """A workload as records name it: children may have another working folder, and a file of the course is the same in every checkout."""
+    if not name.endswith(".py"):
+        return name
+    path = file(name)
+    return path.relative_to(env.root()).as_posix() if path.is_relative_to(env.root()) else str(path)
 
 
 def without(module: ModuleType) -> tuple[str, ...]:
@@ -56,16 +78,3 @@ def sources(module: ModuleType) -> tuple[str, ...]:
 def data_identity(module: ModuleType, knobs: dict) -> str:
     """What the workload's data stands for on this machine right now; a file of the reader's own may leave it to the knob's value."""
     return module.identity(knobs) if hasattr(module, "identity") else knobs["data"]
-
-
-def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise HpmlError(f"no such workload file: {path}")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    spec = importlib.util.spec_from_file_location(f"hpml_reader_{path.stem}_{digest}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise HpmlError(f"workload file {path}: {type(error).__name__}: {error}") from None
-    return module
