@@ -1,4 +1,4 @@
-"""The command line: `hpml run`, `train`, `report`, `compare`, `data`, `weights`, `notebooks`, `env`."""
+"""The command line: `hpml run`, `train`, `check`, `report`, `compare`, `data`, `weights`, `notebooks`, `env`."""
 
 import contextlib
 import enum
@@ -166,6 +166,25 @@ def _train_signature() -> inspect.Signature:
 _train.__signature__ = _train_signature()
 _train.__annotations__ = {name: p.annotation for name, p in _train.__signature__.parameters.items()}
 app.command("train")(_train)
+
+
+@app.command()
+def check(
+    workload: Annotated[str, typer.Argument(help="a file of your own (my_model.py), or a workload of the course by name")],
+    data: Annotated[str, typer.Option(help="the knob data: auto, real, standin or one data set by name")] = "auto",
+    export: Annotated[bool, typer.Option("--export/--no-export", help="also export the graph and compare it")] = True,
+) -> None:
+    """Ask a workload for all that the contract says, one line each. Exit code 1 where something is missing or wrong."""
+    from hpml import check as contract
+
+    wrong = 0
+    for finding in contract.findings(workload, data=data, export=export):
+        print(finding, flush=True)
+        wrong += finding.ok is False
+    if wrong:
+        print(f"{workload}: {wrong} line{'s' * (wrong > 1)} to mend (CONTRIBUTING.md, Adding a workload)")
+        raise typer.Exit(1)
+    print(f"{workload}: nothing is missing or wrong")
 
 
 @app.command()

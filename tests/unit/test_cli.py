@@ -29,6 +29,7 @@ def hpml(*words: str, **settings: str) -> subprocess.CompletedProcess:
     (["train", "resnet50", "--batch", "0"], "batch=0"), (["train", TINY, "--epochs", "0"], "at least one epoch"),
     (["train", "resnet50", "--data-parallel", "--distributed"], "exclude each other"), (["report", "never"], "no run 'never'"),
     (["data", "fetch", "mnist"], "mnist"), (["notebooks", "--store", "98"], "no notebook 98"), (["bogus"], "No such command"),
+    (["check", "nowhere.py"], "no such workload file: nowhere.py"), (["check", "resnet51"], "unknown workload"),
 ])
 def test_a_mistake_is_one_line_and_exit_code_2(words, said, tmp_path):
     done = hpml(*words, HPML_RESULTS=str(tmp_path / "results"))
@@ -74,6 +75,16 @@ def test_training_prints_epochs_and_leaves_weights(tmp_path):
 def test_a_training_that_cannot_run_says_why(tmp_path):
     done = hpml("train", TINY, "--precision", "fp16", HPML_RESULTS=str(tmp_path))
     assert done.returncode == 2 and "unsupported: FP16 training on a CPU" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_readers_file_is_accepted_or_told_what_is_wrong_without_a_traceback(tmp_path):
+    done = hpml("check", TINY, "--no-export")
+    assert done.returncode == 0 and "nothing is missing or wrong" in done.stdout and not done.stderr
+    path = tmp_path / "mine.py"
+    path.write_text(Path(TINY).read_text().replace("batch[1]", "batch[2]"))
+    done = hpml("check", str(path), "--no-export")
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert "IndexError: list index out of range (mine.py, line" in done.stdout and "1 line to mend" in done.stdout
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("45m", 2700), ("2h", 7200), ("90s", 90), ("10", 600), ("none", None)])

@@ -11,7 +11,7 @@ LAYERS = [
      "plot_summary", "plot_tradeoff", "plot_training", "tables", "tables_training", "tables_runs"},
     {"workloads", "engines", "export", "pretrained"},
     {"train", "distributed", "fit", "infer", "stored", "build", "loading", "profiling", "quantize"},
-    {"launch", "cases", "rounds", "study", "results"},
+    {"launch", "cases", "rounds", "study", "results", "check"},
     {"cli", "runner", "notebooks", "reference", "report", "report_notebook", "report_results"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
