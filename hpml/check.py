@@ -196,8 +196,8 @@ def _samples(seen) -> str:
     _unless(wrong)
     batch = next(iter(loader(train, knobs, batch=knobs["batch"], shuffle=True, seed=0, drop_last=True)))
     parts = module.split(batch)
-    if not (isinstance(parts, tuple) and len(parts) == 2 and isinstance(parts[0], tuple) and len(parts[0]) == wide):
-        raise Wrong(f"split() must give ({wide} input{'s' * (wide > 1)} as a tuple, targets)")
+    if not (isinstance(parts, tuple) and len(parts) == 2 and isinstance(parts[0], tuple) and len(parts[0]) >= wide):
+        raise Wrong(f"split() must give ({wide} input{'s' * (wide > 1)} or more as a tuple, targets)")  # training may take more
     seen.batch = batch
     return f"{'; '.join(f'{n} {a.dtype} {list(a.shape)}' for n, a in zip(module.INPUT_NAMES, arrays, strict=True))}; {shared} in both parts"
 
@@ -239,17 +239,17 @@ def _model(seen) -> str:
     if not isinstance(net, torch.nn.Module):
         raise Wrong(f"model() gives a {type(net).__name__}: a torch.nn.Module is wanted")
     with torch.no_grad(), _doing("the model does not take example_inputs", module):
-        outputs = [net.train()(*inputs), net.eval()(*inputs), net(*inputs)]
+        outputs = [net.eval()(*inputs), net(*inputs)]
     if not all(isinstance(one, torch.Tensor) and one.dim() and len(one) == 2 for one in outputs):
-        raise Wrong(f"the model gives a {type(outputs[1]).__name__}: one tensor whose first dimension is the batch is wanted")
-    if not torch.equal(*outputs[1:]):
+        raise Wrong(f"the model gives a {type(outputs[0]).__name__}: one tensor whose first dimension is the batch is wanted")
+    if not torch.equal(*outputs):
         raise Wrong("the model in evaluation mode gives two answers to one input: parity could never hold (dropout that ignores eval()?)")
     with _doing("the operations cannot be counted on torch's meta device", module):
         flops = train_flops(module, knobs, classes)
     seen.net = net
     small = f", variant {knobs['variant']}" if "variant" in knobs else ""
     count = sum(p.numel() for p in net.parameters())
-    return f"{count:,} parameters{small}, {flops / 1e6:,.1f} MFLOP a sample and step, output {list(outputs[1].shape[1:])}"
+    return f"{count:,} parameters{small}, {flops / 1e6:,.1f} MFLOP a sample and step, output {list(outputs[0].shape[1:])}"
 
 
 def _loss(seen) -> str:
