@@ -136,6 +136,7 @@ def _sizes(seen) -> str:
     variant = {"variant": "small"} if "variant" not in workloads.without(seen.module) else {}  # the same contract in less time
     ask = {"tier": "smoke", "device": "cpu", "data": seen.data, **variant}
     seen.knobs = {"train": {**cases.case(seen.name, phase="train", **ask).knobs, "workers": 0},
+                  "infer": cases.case(seen.name, phase="infer", **ask).knobs,
                   "quality": cases.case(seen.name, phase="infer", measure="quality", **ask).knobs,
                   "export": cases.case(seen.name, phase="export", **ask).knobs}
     return f"{', '.join(cases.TIERS)}: known knobs with allowed values"
@@ -176,19 +177,20 @@ def _samples(seen) -> str:
 
     from hpml.data.loader import loader
 
-    module, knobs, found, wide = seen.module, seen.knobs["train"], seen.image_set, len(seen.module.INPUT_NAMES)
-    train, test = (module.dataset(knobs, found, train=part) for part in (True, False))
-    sample, again = test[0], module.dataset(knobs, module.data(knobs), train=False)[0]
+    module, knobs, serving, wide = seen.module, seen.knobs["train"], seen.knobs["infer"], len(seen.module.INPUT_NAMES)
+    found = module.data(serving)
+    train, test = module.dataset(knobs, seen.image_set, train=True), module.dataset(serving, found, train=False)
+    sample, again = test[0], module.dataset(serving, module.data(serving), train=False)[0]
     if not isinstance(sample, tuple | list) or len(sample) <= wide:
         raise Wrong(f"a sample is {type(sample).__name__}: a tuple of {wide} input{'s' * (wide > 1)} and the target is wanted")
     arrays, wrong = [np.asarray(part) for part in sample[:wide]], []
-    for name, own, wanted in zip(module.INPUT_NAMES, arrays, _example(seen, knobs), strict=True):
+    for name, own, wanted in zip(module.INPUT_NAMES, arrays, _example(seen), strict=True):
         shape, kind = tuple(wanted.shape[1:]), str(wanted.dtype).removeprefix("torch.")
         if (own.shape, str(own.dtype)) != (shape, kind):
             wrong.append(f"{name}: a sample is {own.dtype} {list(own.shape)}, example_inputs gives {kind} {list(shape)}")
     if not all(np.array_equal(one, np.asarray(other)) for one, other in zip(arrays, again, strict=False)):
         wrong.append("test sample 0 differs between two calls of data() and dataset(): cases would not see the same samples")
-    shared = len(_prints(module, knobs, found, "test") & _prints(module, knobs, found, "train"))
+    shared = len(_prints(module, serving, found, "test") & _prints(module, serving, found, "train"))
     if shared > LEAK_SHARE * len(test):
         wrong.append(f"{shared} of {len(test)} test samples are training samples too: the split leaks")
     if len(train) < knobs["batch"]:
@@ -213,11 +215,11 @@ def _prints(module: ModuleType, knobs: dict, found, part: str) -> set[bytes]:
     return {b"".join(np.asarray(one).tobytes() for one in samples[index][:wide]) for index in range(len(samples))}
 
 
-def _example(seen, knobs: dict) -> tuple:
-    """Two of example_inputs, which are the same at every call."""
+def _example(seen) -> tuple:
+    """Two of example_inputs as inference takes them, which are the same at every call."""
     import torch
 
-    inputs, again = (seen.module.example_inputs(knobs, 2) for _ in range(2))
+    inputs, again = (seen.module.example_inputs(seen.knobs["infer"], 2) for _ in range(2))
     if not isinstance(inputs, tuple) or len(inputs) != len(seen.module.INPUT_NAMES):
         raise Wrong(f"example_inputs() must give a tuple of {len(seen.module.INPUT_NAMES)}, one for each of INPUT_NAMES")
     if not all(isinstance(one, torch.Tensor) and one.dim() and len(one) == 2 for one in inputs):
@@ -233,9 +235,9 @@ def _model(seen) -> str:
 
     from hpml.train import train_flops
 
-    module, knobs, classes = seen.module, seen.knobs["train"], len(seen.image_set.classes)
+    module, knobs, classes = seen.module, seen.knobs["infer"], len(seen.image_set.classes)
     torch.manual_seed(0)
-    net, inputs = module.model(knobs, classes), _example(seen, knobs)
+    net, inputs = module.model(knobs, classes), _example(seen)
     if not isinstance(net, torch.nn.Module):
         raise Wrong(f"model() gives a {type(net).__name__}: a torch.nn.Module is wanted")
     with torch.no_grad(), _doing("the model does not take example_inputs", module):
@@ -245,7 +247,7 @@ def _model(seen) -> str:
     if not torch.equal(*outputs):
         raise Wrong("the model in evaluation mode gives two answers to one input: parity could never hold (dropout that ignores eval()?)")
     with _doing("the operations cannot be counted on torch's meta device", module):
-        flops = train_flops(module, knobs, classes)
+        flops = train_flops(module, seen.knobs["train"], classes)
     seen.net = net
     small = f", variant {knobs['variant']}" if "variant" in knobs else ""
     count = sum(p.numel() for p in net.parameters())
@@ -297,7 +299,8 @@ def _metric(seen) -> str:
     module, knobs = seen.module, seen.knobs["quality"]
     found = module.data(knobs)
     net = module.model(knobs, len(found.classes))
-    scores = module.evaluate(predictor(net, {**knobs, "precision": "fp32"}), knobs, found)
+    beside = {"texts": module.texts(net, knobs, found)} if hasattr(module, "texts") else {}  # what a frame's embedding is held against
+    scores = module.evaluate(predictor(net, {**knobs, "precision": "fp32"}), knobs, found, **beside)
     if not isinstance(scores, dict):
         raise Wrong(f"evaluate() gives a {type(scores).__name__}: a dictionary with {', '.join(SCORES)} is wanted")
     _unless([f"evaluate() gives no {key!r}" for key in SCORES if key not in scores])
