@@ -294,13 +294,12 @@ def _loss(seen) -> str:
 
 def _metric(seen) -> str:
     """The quality of any predictor: the metric with all that records keep of it."""
-    from hpml.fit import predictor
+    from hpml.fit import judge, predictor
 
     module, knobs = seen.module, seen.knobs["quality"]
     found = module.data(knobs)
     net = module.model(knobs, len(found.classes))
-    beside = {"texts": module.texts(net, knobs, found)} if hasattr(module, "texts") else {}  # what a frame's embedding is held against
-    scores = module.evaluate(predictor(net, {**knobs, "precision": "fp32"}), knobs, found, **beside)
+    scores = judge(predictor(net, {**knobs, "precision": "fp32"}), net, module, knobs, found)
     if not isinstance(scores, dict):
         raise Wrong(f"evaluate() gives a {type(scores).__name__}: a dictionary with {', '.join(SCORES)} is wanted")
     _unless([f"evaluate() gives no {key!r}" for key in SCORES if key not in scores])
