@@ -105,7 +105,11 @@ def _of_merges(path: Path):
 
 def _clip(vocabulary: dict[str, int], merges: list[tuple[str, str]]):
     """transformers' CLIPTokenizer of these pieces, with start and end behind them."""
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+    import warnings
+
+    with warnings.catch_warnings():  # in a notebook tqdm warns that its bars stay plain, which is what is wanted there
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     vocabulary = {**vocabulary, START: len(vocabulary), END: len(vocabulary) + 1}
     return CLIPTokenizer(vocab=vocabulary, merges=merges).backend_tokenizer

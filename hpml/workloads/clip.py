@@ -55,13 +55,13 @@ SIZES = {
         "protocol": {"warmup": 1, "min_iters": 3, "min_seconds": 0.0, "rounds": 1},
     },
     "cpu": {
-        "train": {"batch": 4, "image": 224, "length": 32, "train_samples": 360, "test_samples": 108, "optimizer": "adam",
+        "train": {"batch": 4, "image": 160, "length": 24, "train_samples": 360, "test_samples": 108, "optimizer": "adam",
                   "storage": "jpeg"},
         "fit": {**_SMALL, "batch": 72, "epochs": 8, "train_samples": 3_600, "test_samples": 500, "schedule": "onecycle",
                 "optimizer": "adam"},
-        "infer": {"batch": 1, "image": 224, "length": 32, "train_samples": 360, "test_samples": 500},
+        "infer": {"batch": 1, "image": 224, "length": 24, "train_samples": 360, "test_samples": 500},
         "quality": {**_SMALL, "batch": 36, "test_samples": 500},
-        "data": {"batch": 16, "image": 224, "length": 32, "train_samples": 720, "test_samples": 108, "storage": "jpeg"},
+        "data": {"batch": 16, "image": 224, "length": 24, "train_samples": 720, "test_samples": 108, "storage": "jpeg"},
         "protocol": {"warmup": 2, "min_iters": 4, "min_seconds": 1.0, "rounds": 3},
     },
     "gpu": {
@@ -149,11 +149,15 @@ def model(knobs: dict, classes: int):
     than 77 tokens or a frame smaller than one patch.
     """
     import math
+    import warnings
 
     import torch
-    from transformers import CLIPConfig, CLIPModel
 
     from hpml.env import HpmlError
+
+    with warnings.catch_warnings():  # in a notebook tqdm warns that its bars stay plain, which is what is wanted there
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from transformers import CLIPConfig, CLIPModel
 
     variant, image = knobs.get("variant", "base"), knobs.get("image", 224)
     if knobs.get("length", CONTEXT) > CONTEXT:
