@@ -233,7 +233,7 @@ def _model(seen) -> str:
     """A module that takes the inputs and gives one tensor, in evaluation the same one each time, and runs on the meta device."""
     import torch
 
-    from hpml.train import train_flops
+    from hpml.work import train_flops
 
     module, knobs, classes = seen.module, seen.knobs["infer"], len(seen.image_set.classes)
     torch.manual_seed(0)

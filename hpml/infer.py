@@ -1,5 +1,6 @@
 """Inference: one model on one engine: export, parity, latency in three figures, and the quality pass."""
 
+import copy
 import hashlib
 import json
 import time
@@ -10,9 +11,9 @@ from hpml import distributed, engines, export, stored
 from hpml import measure as m
 from hpml.env import HpmlError, Unavailable
 from hpml.fit import judge, quality
-from hpml.train import load_weights, train_flops
+from hpml.train import load_weights
+from hpml.work import SHAPING, known_work
 
-SHAPING = ("image", "length", "variant", "stem")  # knobs that make another graph of a workload
 ROTATION = 8  # different inputs in turn: one buffer used again and again would sit in the caches
 
 
@@ -154,7 +155,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
     model = fp32_model(job, workload, image_set)
     reference = model
     if engines.get(knobs["engine"]).WANTS == "module":  # the engine changes it (precision, memory format); parity needs the original
-        reference = fp32_model(job, workload, image_set)
+        reference = copy.deepcopy(model)
     if not engine:
         engine, cold = _engine(job, workload, model)
     batches = _batches(workload, knobs, image_set)
@@ -231,10 +232,8 @@ def _latency(job: dict, workload: ModuleType, engine, image_set, batches: list[t
         engine.run(tuple(np.stack([np.asarray(sample[k]) for sample in samples]) for k in range(width)))
 
     preprocessed = distributed.steady(whole, clock=clock, **short)
-    classes = len(image_set.classes)
-    flops = train_flops(workload, knobs, classes, training=False) / 3 * batch  # backward costs twice the forward pass
+    work = known_work(job, workload, len(image_set.classes), training=False)
     width_bytes = {"bf16": 2, "fp16": 2, "int8": 1}.get(knobs["precision"], 4)
-    weights = sum(p.numel() for p in _meta_parameters(workload, knobs, classes))
     return {
         "samples": {"unit": "s", "items": batch, "values": resident["values"], "with_copies": copies["values"],
                     "with_preprocessing": preprocessed["values"]},
@@ -242,7 +241,9 @@ def _latency(job: dict, workload: ModuleType, engine, image_set, batches: list[t
         "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()},
         "energy": None if energy is None else {"joules": (m.energy_mj() - energy) / 1e3},
         "disturbance": distributed.disturbance(mark, resident["values"]),
-        "work": {"flops": flops, "bytes": weights * width_bytes + sum(x.nbytes for x in batches[0]), "dtype": knobs["precision"]},
+        # Backward costs twice the forward pass.
+        "work": {"flops": work["flops"] / 3 * batch, "bytes": work["parameters"] * width_bytes + sum(x.nbytes for x in batches[0]),
+                 "dtype": knobs["precision"]},
     }
 
 
@@ -255,13 +256,6 @@ def _overlapped(engine, batches: list[tuple], protocol: dict) -> list[float]:
     engine.throughput(batches, one_s)
     samples, spent = engine.throughput(batches, max(protocol["min_seconds"], 20 * one_s))
     return [spent / (samples / len(batches[0][0]))]
-
-
-def _meta_parameters(workload: ModuleType, knobs: dict, classes: int):
-    import torch
-
-    with torch.device("meta"):
-        return list(workload.model(knobs, classes).parameters())
 
 
 def measure_export(job: dict, workload: ModuleType) -> dict:

@@ -10,7 +10,8 @@ from hpml import compare
 from hpml import measure as m
 from hpml.data.loader import endless, loader
 from hpml.records import Record
-from hpml.train import PHASES, compiling, counted_flops, phase_seconds, prepare, step_work, train_step
+from hpml.train import PHASES, compiling, phase_seconds, prepare, train_step
+from hpml.work import counted_flops, step_work
 
 SHOWN = 15  # lines of a table
 TRACED_STEPS = 2  # a trace grows by megabytes a step

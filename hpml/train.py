@@ -11,6 +11,7 @@ from hpml import distributed, engines, pretrained
 from hpml import measure as m
 from hpml.data.loader import endless, loader
 from hpml.env import HpmlError, Unavailable
+from hpml.work import known_work, step_work
 
 PHASES = ("wait", "copy", "forward", "backward", "optimizer")
 
@@ -204,7 +205,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
     values = [sum(parts) for parts in zip(*phases.values(), strict=True)]
     # Workers compete with the step for the cores, so that its calls differ by nature; only without them are they alike.
     alike = None if knobs["workers"] else [value - wait for value, wait in zip(values, phases["wait"], strict=True)]
-    flops = train_flops(workload, knobs, len(image_set.classes))
+    flops = known_work(job, workload, len(image_set.classes))["flops"]
     return {
         "samples": {"unit": "s", "items": job["knobs"]["batch"], "values": values, "phases": phases},
         "center": "work median + wait mean",
@@ -236,13 +237,6 @@ def compiling(knobs: dict, protocol: dict, actual: dict):
                "graph_breaks": sum(counters["graph_break"].values())}
 
 
-def step_work(flops: float, knobs: dict, actual: dict) -> dict:
-    """What a step has to do at least; `flops` are those of one sample. Bytes that it cannot avoid: parameters read forwards and
-    backwards, gradients written and read, momentum and parameters read and written by the optimizer. Activations are left out: what of
-    them leaves the caches is unknown."""
-    return {"flops": flops * knobs["batch"], "bytes": actual["parameters"] * 4 * 8, "dtype": knobs["precision"]}
-
-
 def planted_slowdown(knobs: dict, marks: m.Marks) -> None:
     """Lengthen the step by knobs["slowdown"] of its own time: a difference whose size is known, to test the protocol with."""
     if knobs["slowdown"]:
@@ -251,31 +245,3 @@ def planted_slowdown(knobs: dict, marks: m.Marks) -> None:
             pass
         marks.points.pop()
         marks.mark()
-
-
-def train_flops(workload: ModuleType, knobs: dict, classes: int, *, training: bool = True) -> float:
-    """Floating-point operations of forward and backward for one sample (2 per multiply-add).
-
-    `training=False`: of the graph that inference runs, which may lack a head that only training has."""
-    return sum(counted_flops(workload, knobs, classes, training=training).values())
-
-
-def counted_flops(workload: ModuleType, knobs: dict, classes: int, *, training: bool = True) -> dict[str, float]:
-    """The operations of forward and backward for one sample by operator, counted by torch on meta tensors."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        model = workload.model(knobs, classes).to("meta").train(training)  # some modules make parameters that ask for no device
-        inputs = tuple(torch.empty_like(x, device="meta") for x in workload.example_inputs(knobs, 2))
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops}) as counter:
-        outputs = model(*inputs)
-        outputs.sum().backward()
-    return {str(operator).removeprefix("aten."): count / 2 for operator, count in counter.get_flop_counts()["Global"].items()}
-
-
-def _conv_backward_flops(grad_shape, x_shape, w_shape, bias, stride, padding, dilation, transposed, out_padding, groups, mask, **_) -> int:
-    """Each gradient of a convolution, of its input and of its weight, costs what the convolution does. torch's own formula forgets the
-    groups in the weight's, and a depthwise convolution counts as many times too much as it has channels."""
-    places = math.prod((x_shape if transposed else grad_shape)[2:])
-    return 2 * x_shape[0] * places * math.prod(w_shape) * sum(mask[:2])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hpml
-from hpml import engines, export, fit, pretrained, train, workloads
+from hpml import engines, export, fit, pretrained, train, work, workloads
 from hpml.data import bpe, captions, road
 from hpml.env import HpmlError
 from hpml.workloads import _retrieval
@@ -184,7 +184,7 @@ def test_published_weights_are_read_by_transformers_names_and_positions_are_left
 
 def test_training_is_counted_with_both_towers_and_inference_with_one():
     knobs = hpml.case("clip", **SMALL).knobs
-    assert train.train_flops(CLIP, knobs, 36) > train.train_flops(CLIP, SMALL, 36, training=False) > 0
+    assert work.train_flops(CLIP, knobs, 36) > work.train_flops(CLIP, SMALL, 36, training=False) > 0
 
 
 def test_what_the_data_stands_for_changes_with_the_files(tmp_path):

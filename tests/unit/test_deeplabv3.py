@@ -120,7 +120,7 @@ def test_parity_of_pixels_is_the_share_of_equal_answers():
 
 
 def test_inference_is_not_charged_for_the_auxiliary_head():
-    from hpml.train import train_flops
+    from hpml.work import train_flops
 
     knobs = {"image": 64, "variant": "small"}
     assert train_flops(NET, knobs, 3, training=False) < train_flops(NET, knobs, 3)

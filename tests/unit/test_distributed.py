@@ -50,7 +50,7 @@ def job(tmp_path, *, fault: str = "none", phase: str = "train", prelude: str = "
     path = tmp_path / f"{fault}.py"
     path.write_text(prelude + FAULTY.format(tiny=str(TINY), folder=str(tmp_path), fault=FAULTS[fault]))
     return {"case": {"workload": str(path), "phase": phase, "key": "k"}, "weights": None, "weights_sha256": None, "run_dir": str(tmp_path),
-            "knobs": validate(phase, {"batch": 16, "train_samples": 64, "test_samples": 40, "image": 8, **knobs}),
+            "code": "c", "knobs": validate(phase, {"batch": 16, "train_samples": 64, "test_samples": 40, "image": 8, **knobs}),
             "protocol": {"seed": 0, "round": 0, "warmup": 1, "min_iters": 3, "min_seconds": 0.0}}
 
 

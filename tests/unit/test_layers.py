@@ -10,7 +10,7 @@ LAYERS = [
     {"data", "measure", "ladder", "limits", "plot", "plot_look", "plot_machine", "plot_runs", "plot_soundness", "plot_stack",
      "plot_summary", "plot_tradeoff", "plot_training", "tables", "tables_training", "tables_runs"},
     {"workloads", "engines", "export", "pretrained"},
-    {"train", "distributed", "fit", "infer", "stored", "build", "loading", "profiling", "quantize"},
+    {"train", "work", "distributed", "fit", "infer", "stored", "build", "loading", "profiling", "quantize"},
     {"launch", "cases", "rounds", "study", "results", "check"},
     {"cli", "runner", "notebooks", "reference", "report", "report_notebook", "report_results"},
 ]

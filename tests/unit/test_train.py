@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpml import engines, fit, train, workloads
+from hpml import engines, fit, train, work, workloads
 from hpml.env import HpmlError, Unavailable
 from hpml.knobs import validate
 from hpml.measure import Marks
@@ -123,7 +123,7 @@ def test_a_batch_that_cannot_be_split_is_refused():
 def test_flops_of_resnet50_are_the_published_ones():
     """4.09 G multiply-adds at 224 pixels (He et al., table 1; torchvision's weights page): 3 times that with the backward pass."""
     resnet = workloads.get("resnet50")
-    flops = train.train_flops(resnet, validate("train", {"image": 224}), 1000)
+    flops = work.train_flops(resnet, validate("train", {"image": 224}), 1000)
     assert flops / 3 == pytest.approx(2 * 4.09e9, rel=0.02)
 
 
@@ -133,10 +133,24 @@ def test_a_depthwise_convolution_costs_twice_its_forward_pass_backwards():
 
     def counted(groups):
         workload = types.SimpleNamespace(model=net, example_inputs=lambda knobs, batch: (torch.empty(batch, 8, 10, 10),))
-        return train.train_flops(workload, {"groups": groups}, 1)
+        return work.train_flops(workload, {"groups": groups}, 1)
 
     first = 2 * 2 * 8 * 8 * 100  # its input needs no gradient
     assert counted(1) == first + 3 * 2 * 8 * 8 * 9 * 100 and counted(8) == first + 3 * 2 * 8 * 9 * 100
+
+
+def test_a_runs_children_count_the_work_once(tmp_path, monkeypatch):
+    job = {"case": {"workload": "resnet50"}, "code": "a", "run_dir": str(tmp_path), "knobs": validate("train", {"image": 32})}
+    resnet = workloads.get("resnet50")
+    found = work.known_work(job, resnet, 1000)
+    assert found == {"flops": work.train_flops(resnet, job["knobs"], 1000), "parameters": 25_557_032}
+    counted = []
+    monkeypatch.setattr(work, "train_flops", lambda *args, **more: counted.append(more["training"]) or 1.0)
+    assert work.known_work({**job, "knobs": {**job["knobs"], "batch": 4}}, resnet, 1000) == found and not counted
+    for other in ({"code": "b"}, {"knobs": {**job["knobs"], "image": 64}}, {"knobs": {**job["knobs"], "stem": "cifar"}}):
+        assert work.known_work({**job, **other}, resnet, 1000)["flops"] == 1.0
+    work.known_work(job, resnet, 1000, training=False)
+    assert counted == [True, True, True, False]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
