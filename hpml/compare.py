@@ -128,11 +128,15 @@ def by_round(records: Iterable[Record]) -> dict[int, float]:
 
 
 def calmest(records: Iterable[Record]) -> list[Record]:
-    """The ok records with figures, one for each round: of a round that was repeated the one that nothing disturbed, else the last."""
+    """The ok records with figures, one for each round: of a round that was repeated the one that was not set aside and that nothing
+    disturbed, else the last."""
+    def standing(record: Record) -> tuple[bool, bool]:
+        return not record.protocol.get("set_aside"), not record.protocol.get("busy")
+
     chosen: dict[int, Record] = {}
     for record in records:
         before = chosen.get(record.protocol["round"])
-        if record.status == "ok" and record.stats and (before is None or before.protocol.get("busy") or not record.protocol.get("busy")):
+        if record.status == "ok" and record.stats and (before is None or standing(record) >= standing(before)):
             chosen[record.protocol["round"]] = record
     return list(chosen.values())
 

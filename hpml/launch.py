@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import json
-import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -13,7 +13,8 @@ import time
 import traceback
 from pathlib import Path
 
-from hpml.env import HpmlError, Unavailable, no_gpu
+from hpml import turns
+from hpml.env import HpmlError, Unavailable, machine, no_gpu
 
 # Which module measures a phase: its function takes (job, workload module) and returns fields of the record.
 MEASURERS = {"train": ("hpml.train", "measure"), "infer": ("hpml.infer", "measure"), "export": ("hpml.infer", "measure_export"),
@@ -62,28 +63,100 @@ def run(job: dict, *, log: Path, timeout_s: float) -> dict:
     The child's output goes to `log`. A crash, a kill, lack of memory and the time-out are statuses, not exceptions; whatever the
     child started is gone afterwards, also when the caller is interrupted.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # The answer comes as a file, replaced whole: a killed child leaves none.
-    with tempfile.TemporaryDirectory(prefix="hpml-") as scratch:
-        answer = Path(scratch, "answer.json")
-        started, began = time.perf_counter(), time.time()
+    return side_by_side([(job, log, timeout_s)])[0]
+
+
+def side_by_side(asked: list[tuple[dict, Path, float]]) -> list[dict]:
+    """`run` for several jobs (job, log, time-out in seconds of its own turns) whose steady calls are measured in turns, slice by slice.
+
+    Each child prepares itself alone, up to its first measured call. Where memory would not hold all of them, the rest comes afterwards.
+    """
+    answers: list[dict] = []
+    while len(answers) < len(asked):
+        children: list[_Child] = []
+        with contextlib.ExitStack() as folders:
+            try:
+                for job, log, timeout_s in asked[len(answers):]:
+                    children.append(_Child(job, log, timeout_s, Path(folders.enter_context(tempfile.TemporaryDirectory(prefix="hpml-"))),
+                                           beside=len(asked) > 1))
+                    children[-1].advance()
+                    if _memory_is_short(children):
+                        break
+                going = [child for child in children if not child.ended]
+                while going:
+                    for child in going:
+                        child.advance()
+                    going = [child for child in reversed(going) if not child.ended]  # A B, then B A: a steady drift favours neither
+            finally:
+                for child in children:
+                    if not child.ended:
+                        _end(child.process)
+            answers += [child.fields(len(children)) for child in children]
+    return answers
+
+
+def _memory_is_short(children: list) -> bool:
+    """Whether one more child like the largest so far would leave less than a quarter of the machine's memory."""
+    import psutil
+
+    memory, cap = psutil.virtual_memory(), machine()["cgroup_memory_mib"]
+    total = min(memory.total, cap * 2**20) if cap else memory.total
+    sizes = [psutil.Process(child.process.pid).memory_info().rss for child in children if not child.ended]
+    return min(memory.available, total - sum(sizes)) - max(sizes, default=0) < total / 4
+
+
+class _Child:
+    """A started child and what is known of it: its answer comes as a file, replaced whole; a killed child leaves none."""
+
+    def __init__(self, job: dict, log: Path, timeout_s: float, scratch: Path, *, beside: bool) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.job, self.log, self.timeout_s, self.spent_s, self.ended, self.timed_out = job, log, timeout_s, 0.0, False, False
+        self.answer = scratch / "answer.json"
+        self.line, theirs = multiprocessing.Pipe() if beside else (None, None)
+        self.started, self.began = time.perf_counter(), time.time()
         with _hidden_main():
-            child = _context().Process(target=_child, args=(json.dumps(job), str(answer), str(log)), daemon=False)
-            child.start()
-        try:
-            child.join(timeout_s)
-            timed_out = child.is_alive()
-        finally:
-            _end(child)
-            if not (answer.exists() and json.loads(answer.read_text())["status"] == "ok"):
-                _forget_since(inductor_cache(job), began)
-        if timed_out:
-            return {"status": "timeout", "reason": f"stopped after {timeout_s:.0f} s"}
-        if answer.exists():
-            fields = json.loads(answer.read_text())
-            fields["spawn_s"] = fields.pop("began") - started
-            return fields
-        return _death(child.exitcode, log)
+            self.process = _context().Process(target=_child, args=(json.dumps(job), str(self.answer), str(log), theirs), daemon=False)
+            self.process.start()
+        if theirs:
+            theirs.close()
+        self.waits = False  # for its turn
+
+    def advance(self) -> None:
+        """Give the child its turn and wait until it is over, or until the child has ended or taken too long."""
+        started = time.perf_counter()
+        if self.waits:
+            with contextlib.suppress(OSError):  # it was killed meanwhile: the sentinel says so
+                self.line.send("go on")
+        self.waits, ends = False, time.perf_counter() + self.timeout_s - self.spent_s
+        while not self.waits and not self.ended:
+            watched = [self.process.sentinel, *([self.line] if self.line else [])]
+            signs = multiprocessing.connection.wait(watched, max(0.0, ends - time.perf_counter()))
+            if self.line in signs:
+                try:
+                    self.line.recv()
+                    self.waits = True
+                    continue
+                except (EOFError, OSError):
+                    self.line = None
+            self.timed_out = not signs
+            self.ended = self.timed_out or self.process.sentinel in signs
+        self.spent_s += time.perf_counter() - started
+        if self.ended:
+            _end(self.process)
+            if self.line:
+                self.line.close()
+            if not (self.answer.exists() and json.loads(self.answer.read_text())["status"] == "ok"):
+                _forget_since(inductor_cache(self.job), self.began)
+
+    def fields(self, beside: int) -> dict:
+        """The record's fields of a child that has ended; `beside` children were measured in turns."""
+        if self.timed_out:
+            return {"status": "timeout", "reason": f"stopped after {self.timeout_s:.0f} s"}
+        if not self.answer.exists():
+            return _death(self.process.exitcode, self.log)
+        fields = json.loads(self.answer.read_text())
+        fields["spawn_s"] = fields.pop("began") - self.started
+        return {**fields, "beside": beside, "own_s": self.spent_s}
 
 
 def inductor_cache(job: dict) -> Path:
@@ -115,7 +188,7 @@ def _death(code: int, log: Path) -> dict:
     return {"status": "failed", "reason": f"exit code {code}: {last[:200]}"}
 
 
-def _child(job_text: str, answer: str, log: str) -> None:
+def _child(job_text: str, answer: str, log: str, line) -> None:
     """What the fresh process does: a group of its own, dies with its parent, output to the log, one answer file."""
     began = time.perf_counter()  # one clock for all processes of a machine (CLOCK_MONOTONIC)
     os.setpgid(0, 0)
@@ -124,6 +197,7 @@ def _child(job_text: str, answer: str, log: str) -> None:
     sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
+    turns.take(line)
     job = {**json.loads(job_text), "began": began}
     os.environ["TMPDIR"], tempfile.tempdir = str(Path(answer).parent), None  # what its libraries unpack goes when the caller is done
     if "run_dir" in job:  # Inductor's cache belongs to the run: filled once by what this run has installed, found by its later cases
@@ -139,9 +213,7 @@ def _child(job_text: str, answer: str, log: str) -> None:
 
 def _end_with_parent() -> None:
     """Sleep until the caller is gone (also by kill -9), then take the whole group along. Costs nothing while it waits."""
-    from multiprocessing.connection import wait
-
-    wait([multiprocessing.parent_process().sentinel])
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os.killpg(0, signal.SIGKILL)
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hpml import env
+from hpml import env, turns
 
 BUSY_SHARE = 0.10  # of all cores, taken by other processes or stolen by the host: above it a round is flagged and repeated
 # A host that takes its cores away need not tell its guests. What shows it are bursts: calls that take much longer than most.
@@ -38,7 +38,7 @@ def device_clock(device: str) -> Callable[[], float]:
 
 
 def steady(step: Callable[[int], object], *, clock: Callable[[], float], warmup: int, min_iters: int, min_seconds: float) -> dict:
-    """Call step(i) until both minima are reached; seconds of each call after the warm-up.
+    """Call step(i) until both minima are reached; seconds of each call after the warm-up, in turns with the children beside this one.
 
     Returns {"first_call_s", "values"}: the very first call is a figure of its own.
     """
@@ -47,15 +47,22 @@ def steady(step: Callable[[int], object], *, clock: Callable[[], float], warmup:
     first_call_s = clock() - start
     for i in range(1, warmup):
         step(i)
-    values, i = [], warmup
-    start = end = clock()
-    while len(values) < min_iters or end - start < min_seconds:
-        before = end
+    values, spent, i = [], 0.0, warmup
+    while len(values) < min_iters or spent < min_seconds:
+        if turns.wait() and values and is_short(values[-1]):
+            step(i)
+            i += 1
+        before = clock()
         step(i)
-        end = clock()
-        values.append(end - before)
+        values.append(clock() - before)
+        spent += values[-1]
         i += 1
     return {"first_call_s": first_call_s, "values": values}
+
+
+def is_short(seconds: float) -> bool:
+    """Whether a slice holds so many calls that its first one, which finds cold caches, need not count."""
+    return seconds < turns.SLICE_S / 4
 
 
 def peak_rss_mib() -> float | None:
@@ -103,10 +110,9 @@ def bytes_read() -> int | None:
 
 
 def cpu_mark() -> dict:
-    """CPU seconds so far: of the machine by kind, of this process and its living children."""
+    """CPU seconds so far: of the machine by kind, of this process and its living children. The turns of others do not count."""
     import psutil
 
-    total = psutil.cpu_times()
     own = 0.0
     this = psutil.Process()
     for process in (this, *this.children(recursive=True)):
@@ -115,8 +121,7 @@ def cpu_mark() -> dict:
         except psutil.NoSuchProcess:
             continue
         own += times.user + times.system
-    return {"time": time.perf_counter(), "busy": sum(total) - total.idle - getattr(total, "iowait", 0.0),
-            "steal": getattr(total, "steal", 0.0), "own": own}
+    return {**{name: value - turns.away[name] for name, value in turns.machine_seconds().items()}, "own": own}
 
 
 def disturbance(mark: dict, values: list[float] | None = None) -> dict:

@@ -4,11 +4,11 @@ import dataclasses
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpml import compare, env, launch, limits, records
+from hpml import compare, distributed, env, launch, limits, records
 from hpml.cases import Case, session
 from hpml.records import PROTOCOL_VERSION, Record
 
@@ -50,29 +50,51 @@ def measure(plan: Plan, least: int, done: dict, store: Path, known: list[Record]
             wanted.add(plan.keys[0])
         order = list(range(len(plan.cases)))
         random.Random(f"{plan.group}{number}").shuffle(order)
-        for index in order:
-            key = plan.keys[index]
-            if (key, number) in done or key in lost or key not in wanted:
-                continue
-            if twin := twins.get((key, number)):
-                record = dataclasses.replace(twin, case=_described(plan, index), protocol={**twin.protocol, "made_as": twin.record_id},
-                                             notebook=session().notebook, record_id=records.new_id())
+        waiting = [i for i in order if plan.keys[i] in wanted - lost and (plan.keys[i], number) not in done]
+        for group in _groups(plan, waiting, twins.keys(), number):
+            if twin := twins.get((plan.keys[group[0]], number)):
+                made = [dataclasses.replace(twin, case=_described(plan, group[0]), protocol={**twin.protocol, "made_as": twin.record_id},
+                                            notebook=session().notebook, record_id=records.new_id())]
             else:
-                record = launch_one(plan, index, number, order, known_limits)
-            records.append(store, record)
-            timed = record.case["tier"] != "smoke" and not compare.is_quality_run(record)  # nothing else becomes wrong by waiting
-            if record.status == "ok" and record.protocol["busy"] and timed:
-                print("  the machine was busy with something else: this round is measured once more")
-                again = launch_one(plan, index, number, order, known_limits)
-                records.append(store, again)
-                found[key].append(record)
-                record = again if again.status == "ok" else record
-            found[key].append(record)
-            _say(record, number, least)
-            if record.status != "ok":
-                lost.add(key)
+                made = _measured_again_if_busy(plan, group, number, order, known_limits, store, found)
+            for record in made:
+                records.append(store, record)
+                found[record.case["key"]].append(record)
+                _say(record, number, least)
+                if record.status != "ok":
+                    lost.add(record.case["key"])
         if len(lost) == len(plan.keys):
             break
+
+
+def _groups(plan: Plan, waiting: list[int], twins: Container, number: int) -> list[list[int]]:
+    """Which cases are launched side by side and measured in turns: those that leave the machine alone while they wait. A case with loader
+    workers, processes of its own or a GPU does not; a training or a pass over the test images is no speed figure."""
+    def waits_quietly(one: Case) -> bool:
+        knobs = one.knobs
+        return (one.phase in ("train", "infer") and knobs["device"] == "cpu" and not knobs.get("workers") and not knobs.get("epochs")
+                and knobs.get("measure") != "quality" and knobs.get("parallel", "none") == "none" and distributed.place().size == 1
+                and knobs.get("ranks", 1) == knobs.get("replicas", 1) == 1)
+
+    beside = [i for i in waiting if waits_quietly(plan.cases[i]) and (plan.keys[i], number) not in twins]
+    return [group for group in (beside, *([i] for i in waiting if i not in beside)) if group]
+
+
+def _measured_again_if_busy(plan: Plan, group: list[int], number: int, order: list[int], known_limits: dict, store: Path,
+                            found: dict[str, list[Record]]) -> list[Record]:
+    """The group's records of this round. Where something else kept the machine busy the round is set aside and measured once more, all
+    cases together: pairs are made inside one attempt."""
+    made = launch_together(plan, group, number, order, known_limits)
+    timed = made[0].case["tier"] != "smoke" and not compare.is_quality_run(made[0])  # nothing else becomes wrong by waiting
+    if not timed or 2 * sum(r.status == "ok" and r.protocol["busy"] for r in made) < len(made):
+        return made
+    print("  the machine was busy with something else: this round is measured once more")
+    again = launch_together(plan, group, number, order, known_limits)
+    for first in made:
+        first.protocol["set_aside"] = True
+        records.append(store, first)
+        found[first.case["key"]].append(first)
+    return [second for first, second in zip(made, again, strict=True) if second.status == "ok" or first.status != "ok"]
 
 
 def needs_floor(cases: Sequence[Case]) -> bool:
@@ -115,35 +137,41 @@ def _described(plan: Plan, index: int) -> dict:
             "differs_in": [name for name in one.knobs if one.knobs[name] != base.knobs[name]]}
 
 
-def launch_one(plan: Plan, index: int, number: int, order: list[int], known_limits: dict) -> Record:
-    """Measure one case in one round and make its record."""
-    case, key = plan.cases[index], plan.keys[index]
+def launch_together(plan: Plan, group: list[int], number: int, order: list[int], known_limits: dict) -> list[Record]:
+    """Measure the cases of the group side by side in one round, and make their records."""
     folder = env.run_dir(plan.run_id)
-    described = _described(plan, index)
-    protocol = {**case.protocol, "round": number, "order": order.index(index), "timer": "perf_counter" if case.knobs.get("device") != "cuda"
-                else "cuda events", "isolation": "fresh process", "seed": case.knobs.get("seed", 0) + number,
-                "compile_limit_s": COMPILE_LIMIT_S[case.tier]}
-    log = folder / "logs" / f"{Path(case.workload).stem}-{case.phase}-{key}-r{number}.log"
-    shared = {"run_id": plan.run_id, "case": described, "knobs": case.knobs, "notebook": session().notebook, "machine": env.machine(),
-              "versions": env.versions(), "git": env.git()}
-    path, digest = plan.weights[index]
-    left = _seconds_left()
-    expected = plan.seconds.get(key) or max(plan.seconds.values(), default=0.0)
-    without = plan.unprepared.get(index)
-    if not without and left is not None and left < max(expected, 1.0):
-        without = "skipped", f"{OUT_OF_TIME}: no time was left"
-    if without:
-        return Record(status=without[0], reason=without[1], protocol={**protocol, "busy": False}, **shared)
-    # A whole training takes as long as its epochs; only the budget ends it.
-    timeout_s = TIMEOUT_S["full" if case.knobs.get("epochs") else case.tier]
-    started = time.perf_counter()
-    job = {"case": described, "knobs": case.knobs, "protocol": protocol, "run_dir": str(folder), "weights": path, "weights_sha256": digest,
-           "code": plan.code}
-    fields = launch.run(job, log=log, timeout_s=timeout_s if left is None else min(timeout_s, left))
-    plan.seconds[key] = time.perf_counter() - started
-    if fields["status"] == "timeout" and left is not None and left < timeout_s:
-        fields |= {"status": "skipped", "reason": f"{OUT_OF_TIME}: stopped when the time was up"}
-    return _record(fields, shared, protocol, log.relative_to(folder), known_limits, digest)
+    left, expected = _seconds_left(), 0.0
+    made: dict[int, Record] = {}
+    asked: dict[int, tuple[dict, Path, float]] = {}
+    shared: dict[int, dict] = {}
+    for index in group:
+        case, key, described = plan.cases[index], plan.keys[index], _described(plan, index)
+        protocol = {**case.protocol, "round": number, "order": order.index(index), "isolation": "fresh process",
+                    "timer": "perf_counter" if case.knobs.get("device") != "cuda" else "cuda events",
+                    "seed": case.knobs.get("seed", 0) + number, "compile_limit_s": COMPILE_LIMIT_S[case.tier]}
+        shared[index] = {"run_id": plan.run_id, "case": described, "knobs": case.knobs, "notebook": session().notebook,
+                         "machine": env.machine(), "versions": env.versions(), "git": env.git()}
+        path, digest = plan.weights[index]
+        without = plan.unprepared.get(index)
+        expected += plan.seconds.get(key) or max(plan.seconds.values(), default=0.0)
+        if not without and left is not None and left < max(expected, 1.0):
+            without = "skipped", f"{OUT_OF_TIME}: no time was left"
+        if without:
+            made[index] = Record(status=without[0], reason=without[1], protocol={**protocol, "busy": False}, **shared[index])
+            continue
+        # A whole training takes as long as its epochs; only the budget ends it.
+        timeout_s = TIMEOUT_S["full" if case.knobs.get("epochs") else case.tier]
+        job = {"case": described, "knobs": case.knobs, "protocol": protocol, "run_dir": str(folder), "weights": path,
+               "weights_sha256": digest, "code": plan.code}
+        log = folder / "logs" / f"{Path(case.workload).stem}-{case.phase}-{key}-r{number}.log"
+        asked[index] = (job, log, timeout_s if left is None else min(timeout_s, left))
+    answers = launch.side_by_side(list(asked.values()))
+    for (index, (job, log, timeout_s)), fields in zip(asked.items(), answers, strict=True):
+        plan.seconds[plan.keys[index]] = fields.pop("own_s", timeout_s)
+        if fields["status"] == "timeout" and left is not None and timeout_s == left:
+            fields |= {"status": "skipped", "reason": f"{OUT_OF_TIME}: stopped when the time was up"}
+        made[index] = _record(fields, shared[index], job["protocol"], log.relative_to(folder), known_limits, plan.weights[index][1])
+    return [made[index] for index in group]
 
 
 def _short_of_time() -> bool:
@@ -161,9 +189,9 @@ def _record(fields: dict, shared: dict, protocol: dict, log: Path, known_limits:
     """The child's answer as a record: with its statistics and its distance from the machine's limit."""
     center, work = fields.pop("center", "median"), fields.pop("work", None)
     disturbed = fields.pop("disturbance", {"busy": False})
-    spawn_s = fields.pop("spawn_s", None)
+    spawn_s, beside = fields.pop("spawn_s", None), fields.pop("beside", 1)
     taken = fields.get("samples")
-    made = Record(**shared, **fields, log=str(log), protocol={**protocol, **disturbed})
+    made = Record(**shared, **fields, log=str(log), protocol={**protocol, **disturbed, "beside": beside})
     made.cold = {**made.cold, "spawn_s": spawn_s}
     if weights_sha256:
         made.actual = {**made.actual, "weights_sha256": weights_sha256}

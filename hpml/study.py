@@ -16,11 +16,11 @@ from hpml.env import BudgetSpent, HpmlError, Unavailable
 from hpml.knobs import KNOBS, defaults
 from hpml.records import PROTOCOL_VERSION, Record
 from hpml.results import Results
-from hpml.rounds import OUT_OF_TIME, Plan, launch_one, measure, needs_floor, of_this_machine
+from hpml.rounds import OUT_OF_TIME, Plan, launch_together, measure, needs_floor, of_this_machine
 
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
 MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "infer.py", "quantize.py", "loading.py", "profiling.py", "launch.py",
-             "export.py", "limits.py", "stored.py", "build.py", "data/*.py", "engines/*.py", "workloads/_*.py")
+             "turns.py", "work.py", "export.py", "limits.py", "stored.py", "build.py", "data/*.py", "engines/*.py", "workloads/_*.py")
 
 
 def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None = None, run_id: str | None = None) -> Results:
@@ -189,7 +189,7 @@ def noise_floor(workload: str, *, phase: str = "train", tier: str | None = None,
 def _discarded(one: Case, run_id: str) -> None:
     """Launch a case once without keeping its figure."""
     plan = _plan([one], run_id, fresh=False)
-    launch_one(plan, 0, 0, [0], {"cpu": {}, "cuda": {}})
+    launch_together(plan, [0], 0, [0], {"cpu": {}, "cuda": {}})
 
 
 def measure_limits(*, tier: str | None = None, device: str | None = None) -> Results:

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
-from hpml import distributed, engines, pretrained
+from hpml import distributed, engines, pretrained, turns
 from hpml import measure as m
 from hpml.data.loader import endless, loader
 from hpml.env import HpmlError, Unavailable
@@ -199,6 +199,8 @@ def measure(job: dict, workload: ModuleType) -> dict:
     disk, energy, mark = m.bytes_read(), m.energy_mj() if knobs["device"] == "cuda" else None, m.cpu_mark()
     while distributed.agreed(len(phases["wait"]) < protocol["min_iters"] or sum(map(sum, phases.values())) < protocol["min_seconds"],
                              knobs["device"]):
+        if turns.wait() and phases["wait"] and m.is_short(sum(spent[-1] for spent in phases.values())):
+            step()
         step()
         for name, seconds in phase_seconds(marks.spans(), knobs["accum_steps"]).items():
             phases[name].append(seconds)

@@ -109,3 +109,51 @@ def test_nothing_outlives_its_caller(tmp_path, end):
     assert caller.returncode != 0
     assert out.count("top level") == 1
     assert gone()
+
+
+def training(tmp_path, **knobs) -> dict:
+    from hpml.knobs import validate
+
+    return {"case": {"workload": str(TINY), "phase": "train", "key": "k"}, "run_dir": str(tmp_path), "weights": None, "code": "c",
+            "knobs": validate("train", {"batch": 16, "train_samples": 64, "test_samples": 40, "image": 8, **knobs}),
+            "protocol": {"seed": 0, "round": 0, "warmup": 1, "min_iters": 3, "min_seconds": 0.6}}
+
+
+def test_children_beside_each_other_measure_in_turns(tmp_path):
+    """Each has its figures, and one that fails or is killed holds nobody up."""
+    asked = [(training(tmp_path), tmp_path / "a", 60), (job(tmp_path, "killed"), tmp_path / "b", 60),
+             (training(tmp_path, accum_steps=2), tmp_path / "c", 60), (job(tmp_path, "sleeps"), tmp_path / "d", 3)]
+    first, killed, second, slept = launch.side_by_side(asked)
+    assert (first["status"], second["status"]) == ("ok", "ok") and "signal 9" in killed["reason"]
+    assert slept == {"status": "timeout", "reason": "stopped after 3 s"} and gone()
+    for fields in (first, second):
+        assert fields["beside"] == 4 and sum(fields["samples"]["values"]) >= 0.6
+
+
+def test_a_turn_lasts_a_slice(monkeypatch):
+    import multiprocessing
+
+    from hpml import measure, turns
+
+    ours, theirs = multiprocessing.Pipe()
+    monkeypatch.setattr(turns, "_line", None)
+    monkeypatch.setattr(turns, "SLICE_S", 0.05)
+    turns.take(theirs)
+    said = []
+
+    def launcher():
+        while ours.poll(5) and (word := ours.recv()) != "end":
+            said.append(word)
+            time.sleep(0.2)
+            ours.send("go on")
+
+    thread = threading.Thread(target=launcher)
+    thread.start()
+    mark = measure.cpu_mark()
+    calls = []
+    taken = measure.steady(lambda i: (calls.append(i), time.sleep(0.02)), clock=time.perf_counter, warmup=1, min_iters=6, min_seconds=0.0)
+    theirs.send("end")
+    thread.join()
+    assert len(taken["values"]) == 6 and max(taken["values"]) < 0.1, "a pause stands in no figure"
+    assert 2 <= len(said) <= 6 and calls == list(range(len(calls)))
+    assert measure.cpu_mark()["time"] - mark["time"] < 0.2 * len(said), "nor in the surroundings' share"

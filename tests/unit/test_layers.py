@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "hpml"
 LAYERS = [
-    {"env", "knobs", "records", "compare", "agreement", "sittings", "preload", "reader"},
+    {"env", "knobs", "records", "compare", "agreement", "sittings", "preload", "reader", "turns"},
     {"data", "measure", "ladder", "limits", "plot", "plot_look", "plot_machine", "plot_runs", "plot_soundness", "plot_stack",
      "plot_summary", "plot_tradeoff", "plot_training", "tables", "tables_training", "tables_runs"},
     {"workloads", "engines", "export", "pretrained"},

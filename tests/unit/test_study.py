@@ -97,6 +97,31 @@ def test_rounds_are_interleaved_paired_and_kept(capsys):
     assert len(fresh.records) == 2 and len(stored()) == before + 2 + 2
 
 
+def test_quiet_cases_take_turns_and_the_others_are_measured_alone():
+    cases = hpml.case(TINY, batch=8).sweep(workers=[0, 1]) + hpml.case(TINY, batch=8).sweep(accum_steps=[2, 4])
+    beside = {(r.knobs["workers"], r.knobs["accum_steps"]): r.protocol["beside"] for r in hpml.run(cases, rounds=1).records}
+    assert beside == {(0, 1): 3, (0, 2): 3, (0, 4): 3, (1, 1): 1}
+
+
+def test_a_busy_round_is_set_aside_as_a_whole(monkeypatch, capsys):
+    """Pairs are made inside one attempt: also the case that nothing disturbed counts from the second one."""
+    real, attempts = rounds.launch.side_by_side, []
+
+    def disturbed(asked):
+        answers = real(asked)
+        attempts.append(len(asked))
+        for number, fields in enumerate(answers):
+            fields["disturbance"] = {"busy": len(attempts) == 1 and number == 0}
+        return answers
+
+    hpml.noise_floor(TINY, tier="cpu", rounds=3)
+    monkeypatch.setattr(rounds.launch, "side_by_side", disturbed)
+    results = hpml.run(hpml.case(TINY, tier="cpu").sweep(accum_steps=[1, 2]), rounds=1)
+    assert attempts == [2, 2] and "measured once more" in capsys.readouterr().out
+    assert [r.protocol.get("set_aside", False) for r in results.records] == [True, True, False, False]
+    assert [r.record_id for r in compare.calmest(results.records[1::2])] in ([results.records[3].record_id], [results.records[2].record_id])
+
+
 def test_beyond_the_least_rounds_only_what_is_undecided_goes_on(monkeypatch):
     """Of three cases one is undecided: it and the baseline get further rounds, the third one none."""
     monkeypatch.setattr(compare, "MAX_ROUNDS", 5)
@@ -116,8 +141,9 @@ def test_beyond_the_least_rounds_only_what_is_undecided_goes_on(monkeypatch):
 def test_a_training_made_once_serves_every_comparison(monkeypatch):
     fit = hpml.case(TINY, fit=True, epochs=1)
     first = hpml.run(fit.sweep(optimizer=["sgd", "adam"]))
-    real, launched = rounds.launch.run, []
-    monkeypatch.setattr(rounds.launch, "run", lambda job, **kw: launched.append(job["knobs"]["precision"]) or real(job, **kw))
+    real, launched = rounds.launch.side_by_side, []
+    monkeypatch.setattr(rounds.launch, "side_by_side",
+                        lambda asked: launched.extend(job["knobs"]["precision"] for job, _, _ in asked) or real(asked))
     second = hpml.run(fit.sweep(precision=["fp32", "bf16"]))
     assert launched == ["bf16"], "the baseline is the training that the first comparison made"
     ours = next(r for r in second.records if r.knobs["precision"] == "fp32")
@@ -175,7 +201,7 @@ def test_a_whole_training_is_not_timed_out(monkeypatch):
 
 
 def test_an_interrupted_cell_keeps_the_finished_cases(monkeypatch):
-    real, calls = rounds.launch.run, []
+    real, calls = rounds.launch.side_by_side, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -183,10 +209,10 @@ def test_an_interrupted_cell_keeps_the_finished_cases(monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(rounds.launch, "run", interrupted)
+    monkeypatch.setattr(rounds.launch, "side_by_side", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        hpml.run(hpml.case(TINY).sweep(accum_steps=[1, 2]))
-    assert len(stored()) == 1 and stored()[0].status == "ok"
+        hpml.run(hpml.case(TINY).sweep(accum_steps=[1, 2]), rounds=2)
+    assert [(r.protocol["round"], r.status) for r in stored()] == [(0, "ok"), (0, "ok")]
 
 
 def test_fit_keeps_weights_that_inference_uses():
