@@ -49,7 +49,9 @@ def measure(plan: Plan, least: int, done: dict, store: Path, known: list[Record]
                 break
             wanted.add(plan.keys[0])
         order = list(range(len(plan.cases)))
-        random.Random(f"{plan.group}{number}").shuffle(order)
+        random.Random(f"{plan.group}{number // 2}").shuffle(order)
+        if number % 2:
+            order.reverse()  # of two rounds each case has each place once: what the first one meets favours nobody
         waiting = [i for i in order if plan.keys[i] in wanted - lost and (plan.keys[i], number) not in done]
         for group in _groups(plan, waiting, twins.keys(), number):
             if twin := twins.get((plan.keys[group[0]], number)):

@@ -78,6 +78,8 @@ def test_rounds_are_interleaved_paired_and_kept(capsys):
     results = hpml.run(cases, rounds=3)
     rounds = [r.protocol["round"] for r in stored()]
     assert rounds == [0, 0, 1, 1, 2, 2], "a round of everything, then the next"
+    places = [{r.case["key"]: r.protocol["order"] for r in stored() if r.protocol["round"] == number} for number in (0, 1)]
+    assert all(places[0][key] != places[1][key] for key in places[0]), "who begins in a round ends in the next"
     assert {r.status for r in results.records} == {"ok"}
     first = results.records[0]
     assert len(first.samples["values"]) >= 5 and set(first.samples["phases"]) == {"wait", "copy", "forward", "backward", "optimizer"}
