@@ -10,13 +10,13 @@ import gzip
 import hashlib
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpml.data.tokens import keep
 from hpml.env import HpmlError, cache_dir, data_dir
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def with_tokenizer(frames: ImageSet) -> ImageSet:
     digest = hashlib.sha256(f"bpe {TRAINED_PIECES} {texts}".encode()).hexdigest()
     path = cache_dir() / f"bpe-{digest[:12]}.json"
     if not path.is_file():
-        _write(path, _trained(texts))
+        keep(path, _trained(texts))
     return replace(frames, tokenizer=f"byte-pair encoding of at most {TRAINED_PIECES:,} pieces, trained on the captions",
                    tokenizer_file=str(path))
 
@@ -129,13 +129,3 @@ def _trained(texts: Sequence[str]):
     for letter in sorted(ByteLevel.alphabet()):
         made["vocab"].setdefault(letter + "</w>", len(made["vocab"]))
     return _clip(made["vocab"], [tuple(merge) for merge in made["merges"]])
-
-
-def _write(path: Path, tokenizer) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-            file.write(tokenizer.to_str())
-        os.replace(file.name, path)
-    except OSError as error:
-        raise HpmlError(f"cannot write the cache {path}: {error.strerror or error}") from None

@@ -43,7 +43,7 @@ def with_tokenizer(reviews: ReviewSet) -> ReviewSet:
     identity = f"{reviews.checksum} {len(reviews.train_texts)} {TRAINED_PIECES} {TRAINED_ON} {SPECIAL}"
     path = cache_dir() / f"tokenizer-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
     if not path.is_file():
-        _write(path, _trained(reviews.train_texts[:TRAINED_ON]))
+        keep(path, _trained(reviews.train_texts[:TRAINED_ON]))
     return replace(reviews, tokenizer=f"byte-pair encoding of at most {TRAINED_PIECES:,} pieces, trained on the training texts",
                    tokenizer_file=str(path))
 
@@ -154,7 +154,8 @@ def _trained(texts: Sequence[str]):
     return _ending(tokenizer)
 
 
-def _write(path: Path, tokenizer) -> None:
+def keep(path: Path, tokenizer) -> None:
+    """Write a tokenizer into the cache, whole or not at all. Raises HpmlError where it cannot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
