@@ -37,12 +37,11 @@ def published() -> Path | None:
     return next((place / FILE for place in places if (place / FILE).is_file()), None)
 
 
-def with_tokenizer(frames: ImageSet) -> ImageSet:
-    """The frames with the tokenizer that reads their captions, named: the published one, else one trained on all captions there can be."""
+def with_tokenizer(frames: ImageSet, texts: Sequence[str]) -> ImageSet:
+    """The frames with the tokenizer that reads their captions, named: the published one, else one trained on `texts`."""
     path = published()
     if path:
         return replace(frames, tokenizer=f"CLIP's byte-pair encoding ({path.name}), published", tokenizer_file=str(path))
-    texts = _every_caption()
     digest = hashlib.sha256(f"bpe {TRAINED_PIECES} {texts}".encode()).hexdigest()
     path = cache_dir() / f"bpe-{digest[:12]}.json"
     if not path.is_file():
@@ -76,14 +75,6 @@ def encode(tokenizer, texts: Sequence[str]) -> np.ndarray:
     import numpy as np
 
     return np.array([one.ids for one in tokenizer.encode_batch_fast(list(texts))], np.int64)
-
-
-def _every_caption() -> list[str]:
-    import itertools
-
-    from hpml.data.captions import ATTRIBUTES, captions, name
-
-    return sorted({text for values in itertools.product(*ATTRIBUTES.values()) for text in captions(name(*values))})
 
 
 def _of_merges(path: Path):

@@ -5,6 +5,7 @@ A class is one combination of attributes, written "weather, scene, timeofday" in
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,11 @@ def captions(of: str) -> list[str]:
     words = {"weather": known["weather"], "scene": WORDS.get(scene, f"a {scene}"), "timeofday": WORDS[known["timeofday"]]}
     absent = [f"{{{key}}}" for key in ("weather", "timeofday") if known[key] == UNKNOWN]
     return [" ".join(part.format(**words) for part in template if not any(key in part for key in absent)) for template in TEMPLATES]
+
+
+def every() -> list[str]:
+    """All captions that there can be, sorted."""
+    return sorted({text for values in itertools.product(*ATTRIBUTES.values()) for text in captions(name(*values))})
 
 
 def prompts(attribute: str, value: str) -> list[str]:

@@ -17,7 +17,7 @@ from hpml.env import HpmlError, cache_dir
 if TYPE_CHECKING:
     import numpy as np
 
-    from hpml.data.reviews import ReviewSet
+    from hpml.data.texts import ReviewSet
 
 RECIPE = 2  # raised whenever other texts come out, so that old caches and records are not taken for new ones
 SILENT = 0.08  # share of reviews without an opinion: their label cannot be known
@@ -43,7 +43,7 @@ PEOPLE = ("sister", "neighbour", "father", "boss", "daughter", "friend", "teache
 
 def load(n_train: int = 4000, n_test: int = 1000, seed: int = 0) -> ReviewSet:
     """`n_train` + `n_test` reviews, equal for equal arguments; the classes take turns and no text stands twice. Made once, then mapped."""
-    from hpml.data.reviews import ReviewSet, Texts
+    from hpml.data.texts import ReviewSet, Texts
 
     checksum = hashlib.sha256(f"reviews recipe {RECIPE}, {n_train} + {n_test}, seed {seed}".encode()).hexdigest()
     folder = cache_dir() / f"reviews-{checksum[:12]}"

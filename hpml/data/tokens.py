@@ -18,7 +18,7 @@ from hpml.env import HpmlError, cache_dir, data_dir
 if TYPE_CHECKING:
     import numpy as np
 
-    from hpml.data.reviews import ReviewSet
+    from hpml.data.texts import ReviewSet
 
 FOLDER = "xlnet-base-cased"
 SPECIAL = ("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>")  # with XLNet's own ids, 0 to 6

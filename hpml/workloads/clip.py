@@ -110,12 +110,12 @@ def _place(knobs: dict):
 
 def data(knobs: dict):
     """The frames that the knobs ask for with their tokenizer, cut to train_samples and test_samples (combinations take turns, seed 0)."""
-    from hpml.data import bpe, road
+    from hpml.data import bpe, captions, road
     from hpml.data.images import subset
 
     place = _place(knobs)
     frames = place[0].load(path=place[1]) if place else road.load()
-    return subset(bpe.with_tokenizer(frames), knobs["train_samples"], knobs["test_samples"], 0)
+    return subset(bpe.with_tokenizer(frames, captions.every()), knobs["train_samples"], knobs["test_samples"], 0)
 
 
 def identity(knobs: dict) -> str:

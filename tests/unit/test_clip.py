@@ -156,7 +156,7 @@ def test_evaluation_asks_for_the_captions_and_takes_them_from_the_models_text_to
 
 
 def test_a_sample_is_a_frame_a_caption_of_its_class_and_the_class():
-    frames = bpe.with_tokenizer(road.load(36, 36))
+    frames = bpe.with_tokenizer(road.load(36, 36), captions.every())
     knobs = {"image": 64, "length": 24}
     training, testing = (CLIP.dataset(knobs, frames, train=train) for train in (True, False))
     reader = bpe.open_tokenizer(frames.tokenizer_file, 24)

@@ -219,10 +219,10 @@ def merges(path):
 
 
 def test_the_published_vocabulary_is_taken_where_it_is_and_named(folders):
-    without = bpe.with_tokenizer(road.load(36, 36))
+    without = bpe.with_tokenizer(road.load(36, 36), captions.every())
     assert "trained on the captions" in without.tokenizer
     path = merges(folders / "tokenizers" / bpe.FILE)
-    found = bpe.with_tokenizer(road.load(36, 36))
+    found = bpe.with_tokenizer(road.load(36, 36), captions.every())
     assert "published" in found.tokenizer and found.tokenizer_file == str(path)
     reader = bpe.open_tokenizer(path, 8)
     assert reader.get_vocab_size() == bpe.SIZE
@@ -235,7 +235,7 @@ def test_the_published_vocabulary_is_taken_where_it_is_and_named(folders):
 
 
 def test_the_fallback_tokenizer_knows_every_caption_and_any_other_word():
-    frames = bpe.with_tokenizer(road.load(36, 36))
+    frames = bpe.with_tokenizer(road.load(36, 36), captions.every())
     reader = bpe.open_tokenizer(frames.tokenizer_file, 32)
     ids = bpe.encode(reader, [captions.captions(one)[0] for one in road.CLASSES] + ["a zebra ükl"])
     end = reader.get_vocab_size() - 1
