@@ -198,8 +198,9 @@ def techniques(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.group not in planted]
 
 
-def is_quality_run(record: Record) -> bool:
-    """A run that vouches for quality (a whole training, a pass over the test images): its time is no speed figure."""
+def is_quality_run(record) -> bool:
+    """Whether a record, or a case, is a run that vouches for quality (a whole training, a pass over the test images): its time is no speed
+    figure."""
     return bool(record.knobs.get("epochs")) or record.knobs.get("measure") == "quality"
 
 

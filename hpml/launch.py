@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import math
 import multiprocessing.connection
 import os
 import signal
@@ -66,19 +67,21 @@ def run(job: dict, *, log: Path, timeout_s: float) -> dict:
     return side_by_side([(job, log, timeout_s)])[0]
 
 
-def side_by_side(asked: list[tuple[dict, Path, float]]) -> list[dict]:
+def side_by_side(asked: list[tuple[dict, Path, float]], *, left_s: float | None = None) -> list[dict]:
     """`run` for several jobs (job, log, time-out in seconds of its own turns) whose steady calls are measured in turns, slice by slice.
+    After `left_s` seconds all of them are stopped, whoever has the turn.
 
     Each child prepares itself alone, up to its first measured call. Where memory would not hold all of them, the rest comes afterwards.
     """
     answers: list[dict] = []
+    deadline = math.inf if left_s is None else time.perf_counter() + left_s
     while len(answers) < len(asked):
         children: list[_Child] = []
         with contextlib.ExitStack() as folders:
             try:
                 for job, log, timeout_s in asked[len(answers):]:
                     children.append(_Child(job, log, timeout_s, Path(folders.enter_context(tempfile.TemporaryDirectory(prefix="hpml-"))),
-                                           beside=len(asked) > 1))
+                                           beside=len(asked) > 1, deadline=deadline))
                     children[-1].advance()
                     if _memory_is_short(children):
                         break
@@ -99,19 +102,21 @@ def _memory_is_short(children: list) -> bool:
     """Whether one more child like the largest so far would leave less than a quarter of the machine's memory."""
     import psutil
 
+    from hpml.measure import rss_mib
+
     memory, cap = psutil.virtual_memory(), machine()["cgroup_memory_mib"]
     total = min(memory.total, cap * 2**20) if cap else memory.total
-    sizes = [psutil.Process(child.process.pid).memory_info().rss for child in children if not child.ended]
+    sizes = [2**20 * (rss_mib(child.process.pid) or 0) for child in children if not child.ended]  # none: it was killed meanwhile
     return min(memory.available, total - sum(sizes)) - max(sizes, default=0) < total / 4
 
 
 class _Child:
     """A started child and what is known of it: its answer comes as a file, replaced whole; a killed child leaves none."""
 
-    def __init__(self, job: dict, log: Path, timeout_s: float, scratch: Path, *, beside: bool) -> None:
+    def __init__(self, job: dict, log: Path, timeout_s: float, scratch: Path, *, beside: bool, deadline: float) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.job, self.log, self.timeout_s, self.spent_s, self.ended, self.timed_out = job, log, timeout_s, 0.0, False, False
-        self.answer = scratch / "answer.json"
+        self.answer, self.deadline = scratch / "answer.json", deadline
         self.line, theirs = multiprocessing.Pipe() if beside else (None, None)
         self.started, self.began = time.perf_counter(), time.time()
         with _hidden_main():
@@ -127,7 +132,7 @@ class _Child:
         if self.waits:
             with contextlib.suppress(OSError):  # it was killed meanwhile: the sentinel says so
                 self.line.send("go on")
-        self.waits, ends = False, time.perf_counter() + self.timeout_s - self.spent_s
+        self.waits, ends = False, min(self.deadline, time.perf_counter() + self.timeout_s - self.spent_s)
         while not self.waits and not self.ended:
             watched = [self.process.sentinel, *([self.line] if self.line else [])]
             signs = multiprocessing.connection.wait(watched, max(0.0, ends - time.perf_counter()))
@@ -149,11 +154,12 @@ class _Child:
                 _forget_since(inductor_cache(self.job), self.began)
 
     def fields(self, beside: int) -> dict:
-        """The record's fields of a child that has ended; `beside` children were measured in turns."""
+        """The record's fields of a child that has ended, with its own seconds; `beside` children were measured in turns."""
         if self.timed_out:
-            return {"status": "timeout", "reason": f"stopped after {self.timeout_s:.0f} s"}
+            reason = f"stopped after {min(self.timeout_s, self.spent_s):.0f} s"
+            return {"status": "timeout", "reason": reason, "own_s": self.spent_s}
         if not self.answer.exists():
-            return _death(self.process.exitcode, self.log)
+            return {**_death(self.process.exitcode, self.log), "own_s": self.spent_s}
         fields = json.loads(self.answer.read_text())
         fields["spawn_s"] = fields.pop("began") - self.started
         return {**fields, "beside": beside, "own_s": self.spent_s}

@@ -70,9 +70,9 @@ def peak_rss_mib() -> float | None:
     return _status_mib(os.getpid(), "VmHWM")
 
 
-def rss_mib() -> float | None:
-    """Resident memory of this process now."""
-    return _status_mib(os.getpid(), "VmRSS")
+def rss_mib(pid: int | None = None) -> float | None:
+    """Resident memory of a process, of this one by default, now; None where it is gone."""
+    return _status_mib(pid or os.getpid(), "VmRSS")
 
 
 def workers_peak_rss_mib() -> float | None:

@@ -55,8 +55,8 @@ def measure(plan: Plan, least: int, done: dict, store: Path, known: list[Record]
         waiting = [i for i in order if plan.keys[i] in wanted - lost and (plan.keys[i], number) not in done]
         for group in _groups(plan, waiting, twins.keys(), number):
             if twin := twins.get((plan.keys[group[0]], number)):
-                made = [dataclasses.replace(twin, case=_described(plan, group[0]), protocol={**twin.protocol, "made_as": twin.record_id},
-                                            notebook=session().notebook, record_id=records.new_id())]
+                made = [dataclasses.replace(twin, case=_described(plan, group[0]), protocol={"made_as": twin.record_id, **twin.protocol},
+                                            notebook=session().notebook, record_id=records.new_id())]  # of a copy, what that was made as
             else:
                 made = _measured_again_if_busy(plan, group, number, order, known_limits, store, found)
             for record in made:
@@ -71,12 +71,13 @@ def measure(plan: Plan, least: int, done: dict, store: Path, known: list[Record]
 
 def _groups(plan: Plan, waiting: list[int], twins: Container, number: int) -> list[list[int]]:
     """Which cases are launched side by side and measured in turns: those that leave the machine alone while they wait. A case with loader
-    workers, processes of its own or a GPU does not; a training or a pass over the test images is no speed figure."""
+    workers, processes of its own or a GPU does not; many requests at once fill one long window; a training or a pass over the test
+    images is no speed figure."""
     def waits_quietly(one: Case) -> bool:
         knobs = one.knobs
-        return (one.phase in ("train", "infer") and knobs["device"] == "cpu" and not knobs.get("workers") and not knobs.get("epochs")
-                and knobs.get("measure") != "quality" and knobs.get("parallel", "none") == "none" and distributed.place().size == 1
-                and knobs.get("ranks", 1) == knobs.get("replicas", 1) == 1)
+        return (one.phase in ("train", "infer") and knobs["device"] == "cpu" and not knobs.get("workers")
+                and not compare.is_quality_run(one) and knobs.get("hint") != "throughput" and knobs.get("parallel", "none") == "none"
+                and distributed.place().size == knobs.get("ranks", 1) == knobs.get("replicas", 1) == 1)
 
     beside = [i for i in waiting if waits_quietly(plan.cases[i]) and (plan.keys[i], number) not in twins]
     return [group for group in (beside, *([i] for i in waiting if i not in beside)) if group]
@@ -102,8 +103,8 @@ def _measured_again_if_busy(plan: Plan, group: list[int], number: int, order: li
 def needs_floor(cases: Sequence[Case]) -> bool:
     """Whether the cases make a speed comparison whose verdict needs the noise floor. The smoke tier gives no verdicts."""
     first = cases[0]
-    quality = first.knobs.get("epochs") or first.knobs.get("measure") == "quality"
-    return len(cases) > 1 and first.phase in ("train", "infer", "data") and first.tier != "smoke" and not quality and not first.arm
+    return (len(cases) > 1 and first.phase in ("train", "infer", "data") and first.tier != "smoke" and not compare.is_quality_run(first)
+            and not first.arm)
 
 
 def _undecided(plan: Plan, found: dict[str, list[Record]], noise: list[Record]) -> set[str]:
@@ -155,9 +156,10 @@ def launch_together(plan: Plan, group: list[int], number: int, order: list[int],
                          "machine": env.machine(), "versions": env.versions(), "git": env.git()}
         path, digest = plan.weights[index]
         without = plan.unprepared.get(index)
-        expected += plan.seconds.get(key) or max(plan.seconds.values(), default=0.0)
-        if not without and left is not None and left < max(expected, 1.0):
-            without = "skipped", f"{OUT_OF_TIME}: no time was left"
+        if not without:
+            expected += plan.seconds.get(key) or max(plan.seconds.values(), default=0.0)
+            if left is not None and left < max(expected, 1.0):
+                without = "skipped", f"{OUT_OF_TIME}: no time was left"
         if without:
             made[index] = Record(status=without[0], reason=without[1], protocol={**protocol, "busy": False}, **shared[index])
             continue
@@ -166,11 +168,11 @@ def launch_together(plan: Plan, group: list[int], number: int, order: list[int],
         job = {"case": described, "knobs": case.knobs, "protocol": protocol, "run_dir": str(folder), "weights": path,
                "weights_sha256": digest, "code": plan.code}
         log = folder / "logs" / f"{Path(case.workload).stem}-{case.phase}-{key}-r{number}.log"
-        asked[index] = (job, log, timeout_s if left is None else min(timeout_s, left))
-    answers = launch.side_by_side(list(asked.values()))
-    for (index, (job, log, timeout_s)), fields in zip(asked.items(), answers, strict=True):
-        plan.seconds[plan.keys[index]] = fields.pop("own_s", timeout_s)
-        if fields["status"] == "timeout" and left is not None and timeout_s == left:
+        asked[index] = (job, log, timeout_s)
+    answers = launch.side_by_side(list(asked.values()), left_s=left)
+    for (index, (job, log, _)), fields in zip(asked.items(), answers, strict=True):
+        plan.seconds[plan.keys[index]] = fields.pop("own_s")
+        if fields["status"] == "timeout" and left is not None and _seconds_left() <= 0:
             fields |= {"status": "skipped", "reason": f"{OUT_OF_TIME}: stopped when the time was up"}
         made[index] = _record(fields, shared[index], job["protocol"], log.relative_to(folder), known_limits, plan.weights[index][1])
     return [made[index] for index in group]

@@ -76,7 +76,7 @@ def gone(timeout_s: float = 10) -> bool:
 
 def test_a_time_out_ends_the_child_and_its_children(tmp_path):
     fields = launch.run(job(tmp_path, "sleeps"), log=tmp_path / "log", timeout_s=3)
-    assert fields == {"status": "timeout", "reason": "stopped after 3 s"}
+    assert fields.pop("own_s") >= 3 and fields == {"status": "timeout", "reason": "stopped after 3 s"}
     assert gone()
 
 
@@ -125,9 +125,16 @@ def test_children_beside_each_other_measure_in_turns(tmp_path):
              (training(tmp_path, accum_steps=2), tmp_path / "c", 60), (job(tmp_path, "sleeps"), tmp_path / "d", 3)]
     first, killed, second, slept = launch.side_by_side(asked)
     assert (first["status"], second["status"]) == ("ok", "ok") and "signal 9" in killed["reason"]
-    assert slept == {"status": "timeout", "reason": "stopped after 3 s"} and gone()
+    assert slept.pop("own_s") >= 3 and slept == {"status": "timeout", "reason": "stopped after 3 s"} and gone()
     for fields in (first, second):
         assert fields["beside"] == 4 and sum(fields["samples"]["values"]) >= 0.6
+
+
+def test_the_time_that_is_left_is_shared(tmp_path):
+    """Three seconds for all of them, not for each."""
+    asked = [(job(tmp_path, "sleeps"), tmp_path / name, 60) for name in "ab"]
+    first, second = launch.side_by_side(asked, left_s=3)
+    assert first["status"] == second["status"] == "timeout" and first["own_s"] + second["own_s"] < 5 and gone()
 
 
 def test_a_turn_lasts_a_slice(monkeypatch):
