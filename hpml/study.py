@@ -16,7 +16,7 @@ from hpml.env import BudgetSpent, HpmlError, Unavailable
 from hpml.knobs import KNOBS, defaults
 from hpml.records import PROTOCOL_VERSION, Record
 from hpml.results import Results
-from hpml.rounds import OUT_OF_TIME, Plan, launch_together, measure, needs_floor, of_this_machine
+from hpml.rounds import COMPILE_LIMIT_S, OUT_OF_TIME, Plan, launch_together, measure, needs_floor, of_this_machine
 
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
 MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "infer.py", "quantize.py", "loading.py", "profiling.py", "launch.py",
@@ -75,6 +75,14 @@ def _plan(cases: list[Case], run_id: str, fresh: bool) -> Plan:
     # Comparisons are paired by rounds measured together, so the same case in another sweep is measured again.
     group = hashlib.sha256("".join([*keys, str(time.time_ns()) if fresh else ""]).encode()).hexdigest()[:16]
     return Plan(cases, keys, group, run_id, _code(cases[0].workload), weights)
+
+
+def job_of(case: Case, run_id: str) -> dict:
+    """What a child is told of a case, for a use that makes no record: serving. Weights as `run` takes them, the tier's first round."""
+    path, digest = _weights(case, run_id)
+    return {"case": {"workload": case.workload, "phase": case.phase, "tier": case.tier, "key": _key(case, digest)}, "knobs": case.knobs,
+            "protocol": {**case.protocol, "round": 0, "compile_limit_s": COMPILE_LIMIT_S[case.tier]}, "run_dir": str(env.run_dir(run_id)),
+            "weights": path, "weights_sha256": digest, "code": _code(case.workload)}
 
 
 def _key(case: Case, weights_sha256: str | None) -> str:

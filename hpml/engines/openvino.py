@@ -1,6 +1,7 @@
 """OpenVINO on the CPU, with a latency or a throughput hint."""
 
 import collections
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ class Engine:
             raise Unavailable("openvino: tf32 is for CUDA")
         self.device, self.threads, self.precision, self.hint = device, threads, precision, hint
         self.batch = batch if shapes == "static" else None
+        self.streams = 0  # requests that are computed at the same time; 0: what the hint means
         self.compiled, self.path, self.bound, self.load_s, self.actual = None, None, [], None, {}
 
     @staticmethod
@@ -68,6 +70,8 @@ class Engine:
         config = {"PERFORMANCE_HINT": self.hint.upper(), "INFERENCE_PRECISION_HINT": HINTS[self.precision]}
         if self.threads:
             config["INFERENCE_NUM_THREADS"] = self.threads
+        if self.streams:
+            config["NUM_STREAMS"] = self.streams
         start = time.perf_counter()
         try:
             compiled = make(openvino_core(), config)
@@ -101,9 +105,16 @@ class Engine:
         return sum(count for name, count in heavy.items() if name.endswith((" u8", " i8"))), sum(heavy.values())
 
     def run(self, inputs: "tuple[np.ndarray, ...]") -> "tuple[np.ndarray, ...]":
+        return self._run(self.request, inputs)
+
+    def lane(self) -> Callable:
+        """`run` with a request of its own: lanes may be called from several threads at the same time."""
+        return functools.partial(self._run, self.compiled.create_infer_request())
+
+    def _run(self, request, inputs: "tuple[np.ndarray, ...]") -> "tuple[np.ndarray, ...]":
         self._check(inputs)
         try:
-            results = self.request.infer(dict(enumerate(inputs)), share_inputs=False, share_outputs=False)
+            results = request.infer(dict(enumerate(inputs)), share_inputs=False, share_outputs=False)
         except Exception as error:
             raise HpmlError(f"openvino: {self.path.name}: {one_line(error)}") from error
         return tuple(results[port] for port in self.compiled.outputs)

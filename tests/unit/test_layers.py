@@ -11,7 +11,7 @@ LAYERS = [
      "plot_summary", "plot_tradeoff", "plot_training", "tables", "tables_training", "tables_runs"},
     {"workloads", "engines", "export", "pretrained"},
     {"train", "work", "distributed", "fit", "infer", "stored", "build", "loading", "profiling", "quantize"},
-    {"launch", "cases", "rounds", "study", "results", "check"},
+    {"launch", "cases", "rounds", "study", "results", "check", "serve"},
     {"cli", "runner", "notebooks", "reference", "report", "report_notebook", "report_results"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,172 @@
+"""The queue in front of the model: who waits with whom, who is refused, and that nothing accepted is lost."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from hpml.env import HpmlError
+from hpml.serve.batching import Batcher
+from hpml.serve.settings import Busy, Settings, settings_of
+
+
+class Lane:
+    """A model call that doubles its input, when it is let: `gate` holds it, `sizes` are the batches that it saw."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.gate, self.sizes, self.seconds = threading.Event(), [], seconds
+        self.gate.set()
+
+    def __call__(self, inputs):
+        self.gate.wait(10)
+        time.sleep(self.seconds)
+        self.sizes.append(len(inputs[0]))
+        if (inputs[0] < 0).any():
+            raise ValueError("negative")
+        return (2 * inputs[0],)
+
+
+def ask(batcher, value, deadline_s=60.0, rows=1):
+    ticket = batcher.admit(deadline_s, rows)
+    batcher.put(ticket, (np.full((rows, 1), value, np.float32),))
+    return ticket.future
+
+
+def wait_for(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.001)
+
+
+def test_each_request_gets_its_own_rows_of_a_batch():
+    lane = Lane()
+    lane.gate.clear()
+    batcher = Batcher([lane], max_batch=4)
+    first = ask(batcher, 0)
+    wait_for(lambda: not batcher.waiting)  # it holds the lane; the others gather behind it
+    others = [ask(batcher, value, rows=rows) for value, rows in ((1, 1), (2, 2), (3, 3))]
+    lane.gate.set()
+    assert [float(future.result(10).outputs[0][0, 0]) for future in (first, *others)] == [0, 2, 4, 6]
+    assert [len(future.result().outputs[0]) for future in others] == [1, 2, 3]
+    assert lane.sizes == [1, 3, 3], "1 + 2 fit into a batch of 4, the 3 rows behind them do not"
+    assert others[1].result().batch == 3
+    batcher.close()
+
+
+def test_a_batch_waits_for_company_no_longer_than_it_may():
+    lane = Lane()
+    batcher = Batcher([lane], max_batch=8, max_wait_s=0.05)
+    alone = ask(batcher, 1).result(10)
+    assert alone.batch == 1
+    batcher.max_wait_s = 30.0
+    together = [ask(batcher, value) for value in range(8)]  # full: it goes at once
+    assert [future.result(10).batch for future in together] == [8] * 8
+    batcher.close()
+
+
+def test_lanes_run_at_the_same_time():
+    lanes = [Lane(), Lane()]
+    for lane in lanes:
+        lane.gate.clear()
+    batcher = Batcher(lanes)
+    futures = [ask(batcher, 1), ask(batcher, 2)]
+    wait_for(lambda: not batcher.waiting)
+    for lane in lanes:
+        lane.gate.set()
+    assert sorted(float(future.result(10).outputs[0][0, 0]) for future in futures) == [2, 4]
+    assert [lane.sizes for lane in lanes] == [[1], [1]]
+    batcher.close()
+
+
+def test_a_full_queue_refuses_at_once_and_opens_again():
+    lane = Lane()
+    lane.gate.clear()
+    batcher = Batcher([lane], queue=3, row_s=1e-6, answer_s=1e-6)
+    futures = [ask(batcher, value) for value in range(3)]
+    with pytest.raises(Busy, match="3 requests wait already"):
+        batcher.admit(60.0)
+    lane.gate.set()
+    assert [float(future.result(10).outputs[0][0, 0]) for future in futures] == [0, 2, 4]
+    assert ask(batcher, 5).result(10).outputs[0][0, 0] == 10
+    batcher.close()
+
+
+def test_a_deadline_that_cannot_be_kept_is_refused_and_says_when_to_come_again():
+    lane = Lane()
+    lane.gate.clear()
+    batcher = Batcher([lane], row_s=1.0, answer_s=1.0)
+    ask(batcher, 1, deadline_s=0.1)  # an idle service always tries
+    with pytest.raises(Busy, match="the deadline is 1500 ms") as refused:
+        batcher.admit(1.5)
+    assert refused.value.retry_after_s == pytest.approx(0.5)
+    assert batcher.admit(2.5)
+    lane.gate.set()
+    batcher.outstanding -= 1  # the ticket that was never put
+    batcher.close()
+
+
+def test_what_waited_beyond_its_deadline_is_not_computed():
+    lane = Lane()
+    lane.gate.clear()
+    batcher = Batcher([lane], row_s=1e-6, answer_s=1e-6)
+    first = ask(batcher, 1)
+    wait_for(lambda: not batcher.waiting)
+    late = ask(batcher, 2, deadline_s=0.02)
+    time.sleep(0.05)
+    lane.gate.set()
+    assert first.result(10)
+    with pytest.raises(Busy, match="passed in the queue"):
+        late.result(10)
+    assert lane.sizes == [1] and batcher.outstanding == 0
+    batcher.close()
+
+
+def test_a_failing_call_fails_its_own_requests_only():
+    batcher = Batcher([Lane()])
+    with pytest.raises(ValueError, match="negative"):
+        ask(batcher, -1).result(10)
+    assert ask(batcher, 1).result(10).outputs[0][0, 0] == 2
+    assert batcher.outstanding == 0
+    batcher.close()
+
+
+def test_closing_answers_what_was_admitted_and_refuses_the_rest():
+    lane = Lane()
+    lane.gate.clear()
+    batcher = Batcher([lane])
+    futures = [ask(batcher, value) for value in range(5)]
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    wait_for(lambda: batcher.closing)
+    with pytest.raises(Busy, match="shutting down"):
+        batcher.admit(60.0)
+    lane.gate.set()
+    assert [float(future.result(10).outputs[0][0, 0]) for future in futures] == [0, 2, 4, 6, 8]
+    closing.join(10)
+    assert not closing.is_alive() and not any(thread.is_alive() for thread in batcher.threads)
+
+
+def test_the_expectation_follows_what_is_measured_and_one_hiccup_does_not_close_the_door():
+    lane = Lane(seconds=0.002)
+    batcher = Batcher([lane], row_s=1.0, answer_s=1.0)
+    for _ in range(3):
+        for future in [ask(batcher, value) for value in range(30)]:
+            future.result(10)
+    assert batcher.row_s < 0.1 and batcher.answer_s < 0.1
+    before = batcher.answer_s
+    lane.seconds = 0.5
+    ask(batcher, 1).result(10)
+    assert batcher.answer_s < 1.5 * before
+    batcher.close()
+
+
+def test_settings_are_checked():
+    assert settings_of({"streams": 2, "queue": 3}) == Settings(streams=2, queue=3)
+    assert settings_of(None).deadline_ms is None
+    with pytest.raises(HpmlError, match="unknown setting stream"):
+        settings_of({"stream": 2})
+    for wrong in ({"queue": 0}, {"max_batch": -1}, {"deadline_ms": 0}, {"streams": "two"}, {"max_body_mb": float("nan")}):
+        with pytest.raises(HpmlError, match=next(iter(wrong))):
+            settings_of(wrong)
