@@ -22,11 +22,20 @@ scratch="$(mktemp -d "${TMPDIR:-/tmp}/hpml-tests.XXXXXX")"
 trap 'rm -rf "$scratch"' EXIT
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
 export MPLBACKEND=Agg PYTHONDONTWRITEBYTECODE=1
+# Several files at a time, as cores and memory allow; threads that wait leave their core to the others. No test asks for a time.
+processes="${HPML_TEST_PROCESSES:-$("$hpml_python" -c '
+import psutil
+
+from hpml import env
+print(max(1, min(env.cores(), 4, psutil.virtual_memory().total // (7 * 2**30))))')}"
+export OMP_WAIT_POLICY=PASSIVE
 
 failed=()
 for part in "${parts[@]}"; do
     printf '\n== %s ==\n' "$part"
     test=("$hpml_python" -m pytest --junitxml "$scratch/$part.xml")
+    # The integration tests count processes, kill runs and time budgets: one after the other.
+    if [ "$part" != integration ] && [ "$processes" -gt 1 ]; then test+=(-n "$processes" --dist loadfile); fi
     rc=0
     if [ "$part" = nbval ]; then
         # The stored outputs were made with the embedded data: what lies under data/ must not change them.

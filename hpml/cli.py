@@ -190,17 +190,15 @@ def check(
 @app.command()
 def report(
     run_id: Annotated[str | None, typer.Argument(help="a run's name")] = None,
-    readme: Annotated[bool, typer.Option("--readme", help="write README.md's results and its list of notebooks")] = False,
+    readme: Annotated[bool, typer.Option("--readme", help="write README.md's generated parts and each reference machine's page")] = False,
     bless: Annotated[bool, typer.Option("--bless", help="make this run the reference of its machine (6 rounds, clean commit)")] = False,
 ) -> None:
     """Build a run's report again from its records; or write README's results; or bless a run as reference."""
-    from hpml import reference
+    from hpml import reference, report_readme
     from hpml import report as site
 
     if readme:
-        path = env.root() / "README.md"
-        path.write_text(reference.readme(path))
-        print(path)
+        print(*report_readme.write(env.root() / "README.md"), sep="\n")
         return
     if not run_id:
         raise HpmlError("give a run's name, or --readme")

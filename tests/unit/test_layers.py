@@ -12,7 +12,7 @@ LAYERS = [
     {"workloads", "engines", "export", "pretrained"},
     {"train", "work", "distributed", "fit", "infer", "stored", "build", "loading", "profiling", "quantize"},
     {"launch", "cases", "rounds", "study", "results", "check", "serve"},
-    {"cli", "runner", "notebooks", "reference", "report", "report_notebook", "report_results"},
+    {"cli", "runner", "notebooks", "reference", "report", "report_notebook", "report_readme", "report_results"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

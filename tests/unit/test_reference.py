@@ -3,7 +3,7 @@
 import pytest
 from test_tables import noise, study, sweep
 
-from hpml import env, records, reference
+from hpml import env, records, reference, report_readme
 from hpml.env import HpmlError
 
 
@@ -23,12 +23,14 @@ def test_a_blessed_run_writes_readme(tmp_path, monkeypatch):
     folder = reference.bless("good")
     assert {path.name for path in folder.iterdir()} == {"records.jsonl", "tables", "charts"}
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{reference.BEGIN}\nold\n{reference.END}\n{reference.LIST_BEGIN}\n{reference.LIST_END}\nafter\n")
-    text = reference.readme(page)
-    assert text.startswith("before") and text.endswith("after\n") and "old" not in text
-    assert "precision=bf16" in text and "1.80x" in text and "0123456789" in text and "--rounds 6" in text
+    page.write_text(f"before\n{report_readme.BEGIN}\nstale\n{report_readme.END}\n{report_readme.LIST_BEGIN}\n{report_readme.LIST_END}\nafter\n")
+    text = report_readme.readme(page)
+    assert text.startswith("before") and text.endswith("after\n") and "stale" not in text
+    assert "precision=bf16" in text and "1.80x" in text and "0123456789" in text
+    full = report_readme.machine_page(folder, records.read(folder / "records.jsonl"))
+    assert "1.80x" in full and "--rounds 6" in full and "](records.jsonl)" in full
     page.write_text(text)
-    assert reference.readme(page) == text, "written again it is the same"
+    assert report_readme.readme(page) == text, "written again it is the same"
 
 
 def test_what_is_not_solid_is_not_blessed(tmp_path, monkeypatch):
@@ -47,8 +49,9 @@ def test_a_run_without_a_noise_floor_is_not_blessed(tmp_path, monkeypatch):
 
 def test_a_noisy_machine_is_said_beside_every_verdict(tmp_path, monkeypatch):
     run_of(tmp_path, monkeypatch, noise(spread=0.2) + sweep("precision", ["fp32", "bf16"], rounds=6, rates=(50, 90)))
-    reference.bless("good")
-    assert "faster; machine too noisy" in reference.readme_block()
+    folder = reference.bless("good")
+    assert "; machine too noisy" in report_readme.readme_block()
+    assert "faster; machine too noisy" in report_readme.machine_page(folder, records.read(folder / "records.jsonl"))
 
 
 def test_changed_sources_are_not_blessed(tmp_path, monkeypatch):
@@ -60,10 +63,12 @@ def test_changed_sources_are_not_blessed(tmp_path, monkeypatch):
 def test_a_page_without_marks_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(HpmlError, match="marks of the block of results are missing"):
-        reference.readme(tmp_path / "README.md")
+        report_readme.readme(tmp_path / "README.md")
 
 
 def test_readme_is_what_the_committed_reference_says():
     """The page that most people read may not differ from the records."""
     page = env.root() / "README.md"
-    assert reference.readme(page) == page.read_text(), "run: hpml report --readme"
+    assert report_readme.readme(page) == page.read_text(), "run: hpml report --readme"
+    for folder, found in report_readme.references():
+        assert report_readme.machine_page(folder, found) == (folder / "README.md").read_text(), "run: hpml report --readme"

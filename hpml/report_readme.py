@@ -1,0 +1,168 @@
+"""The pages that open the repository, written from the reference records alone: README's results and list of notebooks, and for each
+machine a page of its own with every case."""
+
+import os
+import re
+from pathlib import Path
+
+from hpml import compare, env, notebooks, records, tables
+from hpml.compare import Row
+from hpml.env import HpmlError
+
+BEGIN, END = "<!-- results: written by `hpml report --readme` -->", "<!-- /results -->"
+LIST_BEGIN, LIST_END = "<!-- notebooks: written by `hpml report --readme` -->", "<!-- /notebooks -->"
+NONE = "No machine's reference is recorded yet."
+
+
+def references() -> list[tuple[Path, list[records.Record]]]:
+    """(folder, records) of each reference machine, the newest first."""
+    found = [(path.parent, records.read(path)) for path in env.reference_dir().glob("*/records.jsonl")]
+    return sorted(found, key=lambda pair: pair[1][0].created, reverse=True)
+
+
+def _rows(found: list[records.Record]) -> list[Row]:
+    # The example of notebook 42 shows how a reader's model is measured; it is none of the study's workloads.
+    return [row for row in compare.techniques(compare.rows(found)) if not row.workload.endswith(".py")]
+
+
+def readme_block() -> str:
+    """README's results: the best stack of each workload on each machine, the newest machine's figure, and where all cases stand."""
+    machines = [(folder, found, _rows(found)) for folder, found in references()]
+    if not machines:
+        return NONE
+    lines = ["| workload | machine | best stack | instead of | ratio | quality | % of limit | notebook |", "|---" * 8 + "|"]
+    for workload, phase in dict.fromkeys((row.workload, row.phase) for _, _, rows in machines for row in rows
+                                         if row.phase in ("train", "infer")):
+        lines += [_best(workload, phase, rows, folder) for folder, _, rows in machines
+                  if any((row.workload, row.phase) == (workload, phase) for row in rows)]
+    folder, _, newest = machines[0]
+    parts = ["The highest ratio that holds: faster than the baseline beyond the noise, and no quality lost. Ratio with its 95 % interval; "
+             "the limit is what this machine was measured to reach.", "\n".join(lines), _figure(folder, newest, env.root())]
+    parts += ["\n".join(f"- {_machine(found[0].machine, found)} {_counts(rows)} [All cases]({_link(folder / 'README.md', env.root())}), "
+                        f"[records]({_link(folder / 'records.jsonl', env.root())})." for folder, found, rows in machines)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _best(workload: str, phase: str, rows: list[Row], folder: Path) -> str:
+    """README's line of a workload and phase on one machine."""
+    mine = [row for row in rows if (row.workload, row.phase) == (workload, phase)]
+    held = [row for row in mine if row.verdict == "faster" and not row.quality_text.startswith("lost")]
+    kept = [row for row in held if row.quality == "kept"]
+    row = max(kept or held, key=lambda row: row.ratio, default=None)
+    machine = f"[{_chip(mine[0].machine)}]({_link(folder / 'README.md', env.root())})"
+    name = f"{tables.title(workload)} {tables.PHASES.get(phase, phase)}"
+    if row is None:
+        return f"| {name} | {machine} | the baseline: no case is faster beyond the noise | | | | | |"
+    base = tables.baseline_of(row, rows)
+    differs = row.differs_in if base else ()
+    stack, instead = (", ".join(f"{knob}={one.knobs[knob]}" for knob in differs) for one in (row, base or row))
+    return (f"| {name} | {machine} | {stack} | {instead} | {_ratio(row)}{_noisy(row)} | {row.quality_text} | {_limit(row)} "
+            f"| {_number(row, env.root())} |")
+
+
+def machine_page(folder: Path, found: list[records.Record]) -> str:
+    """The page of a reference machine: its facts, what was worth it, every case beside its baseline, and how to make them again."""
+    rows = _rows(found)
+    labels = dict(zip(map(id, rows), tables.names(rows), strict=True))
+    shown = [row for row in rows if not row.is_baseline and not (row.rounds == 0 and row.status == "ok")]
+    best: dict[str, Row] = {}
+    for row in shown:
+        if row.group not in best or (row.ratio or 0) > (best[row.group].ratio or 0):
+            best[row.group] = row
+    again = "`HPML_DATA=<your data> ./run_all.sh --workloads resnet50 --rounds 6 --budget none`"
+    return "\n\n".join(filter(None, [
+        f"# {_chip(found[0].machine['id'])}", "Written by `hpml report --readme` from [records.jsonl](records.jsonl).",
+        _machine(found[0].machine, found), _headline(rows), _figure(folder, rows, folder),
+        f"## The highest ratio of each comparison\n\n{_lines(list(best.values()), rows, labels, folder)}",
+        f"## All {len(shown)} cases beside their baselines\n\n{_lines(shown, rows, labels, folder)}",
+        f"Each number again: {again}, or one notebook's with `--only NN`. The same values as CSV: [tables](tables)."])) + "\n"
+
+
+def _chip(machine_id: str) -> str:
+    return machine_id.rsplit("-", 1)[0].replace("-", " ")
+
+
+def _machine(machine: dict, found: list[records.Record]) -> str:
+    chip = machine["gpu"] or f"{machine['cpu']} (family/model {machine['family_model']}; {', '.join(machine['isa'])})"
+    versions = found[0].versions
+    data = [r for r in found if r.actual.get("data")]
+    texts = dict.fromkeys(", ".join(filter(None, (compare.data_text(r), r.actual["data"].get("note")))) for r in data)
+    commits = ", ".join(f"`{commit[:10]}`" for commit in dict.fromkeys(r.git["commit"] for r in found))
+    return (f"**{chip}, {machine['cores']} cores**: measured {found[0].created[:10]} by protocol {found[0].protocol_version} at commit "
+            f"{commits} with torch {versions.get('torch')}, ONNX Runtime {versions.get('onnxruntime-gpu', versions.get('onnxruntime'))}, "
+            f"OpenVINO {versions.get('openvino')}. Data: {'; '.join(texts) or 'none'}.")
+
+
+def _counts(rows: list[Row]) -> str:
+    rated = [row for row in rows if row.ratio and not row.is_baseline]
+    words = {word: sum(row.verdict == word for row in rated) for word in ("faster", "slower", "no difference")}
+    return (f"Of {len(rated)} comparisons {words['faster']} are faster than their baseline, {words['slower']} slower, and "
+            f"{words['no difference']} show no difference.")
+
+
+def _headline(rows: list[Row]) -> str:
+    best = max((row for row in rows if row.verdict == "faster" and row.quality == "kept"), key=lambda row: row.ratio, default=None)
+    return _counts(rows) + (f" {tables.sentence(best, tables.baseline_of(best, rows))}" if best else "")
+
+
+def _lines(chosen: list[Row], rows: list[Row], labels: dict[int, str], page: Path) -> str:
+    lines = ["| notebook | step | baseline | ratio | verdict | quality | % of limit |", "|---|---|---|---|---|---|---|"]
+    for row in chosen:
+        base = tables.baseline_of(row, rows)
+        verdict = row.verdict + _noisy(row) if row.verdict in ("faster", "slower") else row.verdict_text
+        step = f"{tables.title(row.workload)} {tables.PHASES.get(row.phase, row.phase)}: {labels[id(row)]}"
+        lines.append(f"| {_number(row, page)} | {step} | {base.label if base else ''} | {_ratio(row)} | {verdict} | {row.quality_text} "
+                     f"| {_limit(row)} |")
+    return "\n".join(lines)
+
+
+def _ratio(row: Row) -> str:
+    return f"{row.ratio:.2f}x [{row.low:.2f}, {row.high:.2f}]" if row.ratio and row.low else ""
+
+
+def _noisy(row: Row) -> str:
+    return f"; machine too noisy (floor {compare.percent(row.floor)})" if row.floor and row.floor > compare.TOO_NOISY else ""
+
+
+def _limit(row: Row) -> str:
+    return f"{row.limit_percent:.0f} % ({row.limit_bound})" if row.limit_percent else ""
+
+
+def _number(row: Row, page: Path) -> str:
+    path = env.root() / "notebooks" / f"{row.notebook}.ipynb"
+    return f"[{row.notebook[:2]}]({_link(path, page)})" if path.exists() else ""
+
+
+def _link(path: Path, page: Path) -> str:
+    return Path(os.path.relpath(path, page)).as_posix()
+
+
+def _figure(folder: Path, rows: list[Row], page: Path) -> str:
+    chart = folder / "charts" / "worth.png"
+    return f"![{_counts(rows)}]({_link(chart, page)})" if chart.exists() else ""
+
+
+def readme(path: Path) -> str:
+    """The text of `path` with its results and its list of notebooks written anew. Raises HpmlError when the marks of one are missing."""
+    text = path.read_text()
+    for begin, end, what, made in ((BEGIN, END, "results", readme_block), (LIST_BEGIN, LIST_END, "notebooks", notebook_list)):
+        if begin not in text or end not in text:
+            raise HpmlError(f"{path}: the marks of the block of {what} are missing ({begin} ... {end})")
+        block = f"{begin}\n{made()}\n{end}"
+        text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _, block=block: block, text, flags=re.DOTALL)
+    return text
+
+
+def write(path: Path) -> list[Path]:
+    """Write README at `path` and the page of each reference machine; returns their paths."""
+    text = readme(path)
+    pages = {path: text, **{folder / "README.md": machine_page(folder, found) for folder, found in references()}}
+    for page, content in pages.items():
+        page.write_text(content)
+    return list(pages)
+
+
+def notebook_list() -> str:
+    """The course in reading order with each notebook's question."""
+    lines = [f"| [{book.name}](notebooks/{book.path.name}) | {book.question} |" for book in notebooks.course()]
+    return "\n".join(["| notebook | the question |", "|---|---|", *lines])
