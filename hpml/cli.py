@@ -251,15 +251,52 @@ def data_check(
     name: str,
     fix: Annotated[bool, typer.Option("--fix", help="move bad files aside (into set_aside); nothing is deleted")] = False,
 ) -> None:
-    """Say what is wrong with a data set on this machine: file and reason."""
-    from hpml.data import fetch
+    """Say what is wrong with a data set on this machine, or with a folder of shards: file and reason."""
+    from hpml.data import fetch, shards
 
-    wrong = fetch.check(name, fix=fix)
+    if (Path(name) / shards.INDEX).is_file():
+        if fix:
+            raise HpmlError(f"{name}: --fix moves single files; a shard that is wrong is packed or pulled again")
+        wrong = shards.verify(Path(name))
+    else:
+        wrong = fetch.check(name, fix=fix)
     for line in wrong:
         print(line)
     if wrong:
         raise typer.Exit(1)
     print(f"{name}: nothing wrong")
+
+
+@data_app.command("shard")
+def data_shard(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="a folder (train/<class>/*.jpg or ImageNet's layouts), imagenet or standin")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="the folder of the shards")],
+    shard_mib: Annotated[float, typer.Option(help="size of a shard")] = 64,
+    quality: Annotated[int | None, typer.Option(help="encode each JPEG again at this quality (1 to 95)")] = None,
+    max_side: Annotated[int | None, typer.Option(help="shrink the longer side to this many pixels, and encode again")] = None,
+    processes: Annotated[int, typer.Option(help="processes that pack; 0 = all cores")] = 0,
+    seed: Annotated[int, typer.Option(help="of the order in which samples are packed")] = 0,
+    with_test: Annotated[bool, typer.Option("--with-test", help="pack the test images too, into shards of their own")] = False,
+    check: Annotated[bool, typer.Option("--check", help="decode every image first; else only those that look damaged")] = False,
+) -> None:
+    """Pack images into WebDataset shards with an index of sizes and checksums. Run again, it goes on where it stopped."""
+    from hpml.data import imagefolder, packing, recode, shards
+
+    files, began = imagefolder.source(source), time.perf_counter()
+    asked = None
+    if quality is not None or max_side is not None:
+        asked = recode.Recode(recode.QUALITY if quality is None else quality, max_side or 0)
+        step = max(1, len(files.train_images) // packing.SAMPLE)
+        if some := recode.readable(files, files.train_images[::step][:packing.SAMPLE]):
+            print(recode.text(recode.table(some, asked)))
+    parts = shards.PARTS if with_test and files.informative else ("train",)
+    index = packing.pack(files, target, shard_mib=shard_mib, recode=asked, processes=processes, seed=seed, parts=parts, check=check)
+    for entry in index.skipped[:20]:
+        print(f"left out: {entry['name']}: {entry['reason']}")
+    took = time.perf_counter() - began
+    left_out = f", {len(index.skipped)} left out" if index.skipped else ""
+    print(f"{target}: {index.samples:,} samples in {len(index.shards)} shards, {index.bytes / 2**20:,.1f} MiB{left_out}; {took:.1f} s, "
+          f"{index.bytes / 2**20 / took:,.0f} MiB/s")
 
 
 @app.command("weights")

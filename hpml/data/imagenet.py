@@ -53,12 +53,12 @@ def classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def find(name: str = "imagenet") -> Path | None:
     """The folder that holds one of the layouts."""
-    return next((folder for folder in (*(data_dir() / known for known in FOLDERS), data_dir()) if _layout(folder)), None)
+    return next((folder for folder in (*(data_dir() / known for known in FOLDERS), data_dir()) if layout(folder)), None)
 
 
 def one_a_class(path: Path) -> bool:
     """Whether the files at `path` are a sample of one image a class, which can train but not test."""
-    return _layout(path) == "sample"
+    return layout(path) == "sample"
 
 
 def load(name: str = "imagenet", path: Path | None = None) -> FileSet:
@@ -121,7 +121,8 @@ def check(name: str, path: Path, *, fix: bool = False) -> list[str]:
 # ---- layouts
 
 
-def _layout(path: Path) -> str | None:
+def layout(path: Path) -> str | None:
+    """Which layout lies at `path`: folders, archives or sample; None for none of them."""
     if (path / "train").is_dir() and any(WNID.fullmatch(entry.name) for entry in os.scandir(path / "train")):
         return "folders"
     if (path / TRAIN_TAR).is_file():
@@ -146,14 +147,14 @@ def _indexed(path: Path, number: dict[str, int]) -> tuple[dict, dict[str, np.nda
     import numpy as np
 
     archives: list[str] = []
-    layout = _layout(path)
-    if layout == "sample":
+    kind = layout(path)
+    if kind == "sample":
         parts = {"train": list(_sample(path, archives, number)), "test": []}
-    elif layout == "archives":
+    elif kind == "archives":
         parts = {"train": list(_train_tar(path, archives, number)), "test": []}
     else:
         parts = {"train": list(_folder(path, "train", number)), "test": list(_folder(path, "val", number))}
-    if not parts["test"] and layout != "sample":
+    if not parts["test"] and kind != "sample":
         parts["test"] = list(_flat_val(path, archives, number))
     if not parts["train"]:
         raise HpmlError(f"{path}: no training image in it")
