@@ -22,7 +22,7 @@ def fit(job: dict, workload: ModuleType) -> dict:
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
-    from hpml.data import skipped, summary
+    from hpml.data import skipped, stored_as, summary
 
     knobs, protocol, folder = distributed.own(job["knobs"]), job["protocol"], Path(job["run_dir"])
     here = distributed.place()
@@ -48,6 +48,8 @@ def fit(job: dict, workload: ModuleType) -> dict:
     for epoch in range(state["epoch"], knobs["epochs"]):
         torch.manual_seed(1000 * protocol["seed"] + epoch)  # order and augmentation of an epoch depend on its number alone
         batches.generator.manual_seed(1000 * protocol["seed"] + epoch)
+        if hasattr(batches.sampler, "set_epoch"):  # shards have an order of their own
+            batches.sampler.set_epoch(epoch)
         model.train()
         stream, losses = iter(batches), []
         for step in range(steps):
@@ -92,7 +94,7 @@ def fit(job: dict, workload: ModuleType) -> dict:
         "samples": samples, "center": "mean",
         "cold": {"load_s": load_s}, "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()},
         "quality": {**quality(best, workload), "curve": state["curve"], "losses": state["losses"][::thin], "losses_every": thin},
-        "actual": {**actual, **skipped(dataset), "gradients": state["gradients"], "data": summary(image_set),
+        "actual": {**actual, **skipped(dataset), **stored_as(dataset), "gradients": state["gradients"], "data": summary(image_set),
                    "classes": list(image_set.classes), "artefacts": artefacts},
         "disturbance": distributed.disturbance(mark),
     }

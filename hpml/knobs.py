@@ -41,7 +41,9 @@ KNOBS: dict[str, Knob] = {
     "prefetch": Knob(2, _LOAD, "batches loaded ahead by each worker", least=1),
     "persistent_workers": Knob(True, _LOAD, "keep workers alive between epochs"),
     "start_method": Knob("forkserver", _LOAD, "how workers start", ("fork", "forkserver", "spawn")),
-    "storage": Knob("array", _LOAD, "array: decoded pixels in memory; jpeg: decode a JPEG for each sample", ("array", "jpeg")),
+    "storage": Knob("array", _LOAD, "array: decoded pixels in memory; jpeg: decode a JPEG for each sample; shards: from tar files on disk; "
+                    "shards_http: the same from a web server on this machine; webdataset: by WebDataset's own pipeline",
+                    ("array", "jpeg", "shards", "shards_http", "webdataset")),
     "non_blocking": Knob(False, _TRAIN, "do not wait for the copy to the device"),
     "precision": Knob("fp32", (*_TRAIN, *_ENGINE, "export"), "arithmetic of the model", ("fp32", "bf16", "fp16", "int8")),
     "memory_format": Knob("contiguous", (*_TRAIN, *_ENGINE), "order of image tensors in memory", ("contiguous", "channels_last")),

@@ -11,7 +11,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
     """A data case in a fresh process. One iteration is one batch; `first_call_s` is the way to the first batch with the workers' start."""
     import torch
 
-    from hpml.data import skipped, summary
+    from hpml.data import skipped, stored_as, summary
 
     knobs, protocol = job["knobs"], job["protocol"]
     m.set_threads(knobs["threads"])
@@ -29,6 +29,6 @@ def measure(job: dict, workload: ModuleType) -> dict:
         "cold": {"first_call_s": taken["first_call_s"]},
         "memory": {"peak_rss_mib": m.peak_rss_mib(), "workers_peak_rss_mib": m.workers_peak_rss_mib()},
         "io": {"bytes_read": m.bytes_read() - disk if disk is not None else None},
-        "actual": {"device": "cpu", "data": summary(image_set), "storage": knobs.get("storage"), **skipped(dataset)},
+        "actual": {"device": "cpu", "data": summary(image_set), "storage": knobs.get("storage"), **skipped(dataset), **stored_as(dataset)},
         "disturbance": m.disturbance(mark),
     }

@@ -171,7 +171,7 @@ def prepare(job: dict, workload: ModuleType):
 
 def measure(job: dict, workload: ModuleType) -> dict:
     """A training case in a fresh process, by steady steps after a warm-up. Returns the record's fields."""
-    from hpml.data import skipped, summary
+    from hpml.data import skipped, stored_as, summary
 
     knobs, protocol = distributed.own(job["knobs"]), job["protocol"]
     image_set, dataset, (model, optimizer, scaler, actual), load_s = prepare(job, workload)
@@ -217,7 +217,8 @@ def measure(job: dict, workload: ModuleType) -> dict:
                    "workers_peak_rss_mib": m.workers_peak_rss_mib(), **m.device_memory()},
         "io": {"bytes_read": m.bytes_read() - disk if disk is not None else None, "wait_share": sum(phases["wait"]) / sum(values)},
         "energy": None if energy is None else {"joules": (m.energy_mj() - energy) / 1e3, "seconds": sum(values)},
-        "actual": {**actual, **skipped(dataset), "data": summary(image_set)}, "disturbance": distributed.disturbance(mark, alike),
+        "actual": {**actual, **skipped(dataset), **stored_as(dataset), "data": summary(image_set)},
+        "disturbance": distributed.disturbance(mark, alike),
         "work": step_work(flops, knobs, actual),
     }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hpml.data.images import ImageDataset, ImageSet, mean_std, subset
 from hpml.env import HpmlError, Unavailable
 
-__all__ = ["SOURCES", "ImageDataset", "ImageSet", "describe", "identity", "mean_std", "open_images", "skipped", "subset", "summary"]
+__all__ = ["SOURCES", "ImageDataset", "ImageSet", "describe", "identity", "mean_std", "open_images", "skipped", "stored_as", "subset",
+           "summary"]
 
 SOURCES = ("auto", "real", "standin", "cifar10", "cifar100", "digits", "imagenet")
 
@@ -59,6 +60,11 @@ def skipped(dataset) -> dict:
     """What a record says of samples that could not be read: their number and the first names; empty without any."""
     names = getattr(dataset, "skipped", None)
     return {"skipped": {"count": len(names), "files": names[:20]}} if names else {}
+
+
+def stored_as(dataset) -> dict:
+    """What a record says of the shards that were read; empty for other storages."""
+    return {"shards": facts} if (facts := getattr(dataset, "actual", None)) else {}
 
 
 def identity(source: str) -> str:

@@ -96,6 +96,19 @@ def moved_aside(path: Path, file: str) -> bool:
     return True
 
 
+def transform(*, train: bool, image: int, tall: bool = False, mean: tuple = MEAN, std: tuple = STD):
+    """What is done to a decoded image: to float32 [3, image, image]; see FileDataset."""
+    import torch
+    from torchvision.transforms import v2
+
+    least = FULL_MIN_AREA if image >= FULL_SIDE else MIN_CROP_AREA
+    steps = [v2.RandomResizedCrop(image, scale=(least, 1.0)), v2.RandomHorizontalFlip()] if train else [
+        v2.Resize(round(image / EVAL_CROP)), v2.CenterCrop(image)]
+    if tall:
+        steps = [v2.Resize(image), *([v2.RandomCrop(image), v2.RandomHorizontalFlip()] if train else [v2.CenterCrop(image)])]
+    return v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+
+
 class FileDataset(PickledByPath):
     """A map-style data set for torch's loader: index -> (float32 tensor [3, image, image], int label), decoded at each read.
 
@@ -107,17 +120,11 @@ class FileDataset(PickledByPath):
 
     def __init__(self, files: FileSet, *, train: bool, image: int, tall: bool = False, mean: tuple = MEAN, std: tuple = STD) -> None:
         import torch
-        from torchvision.transforms import v2
 
         self.root, self.archives, self.train = files.root, files.archives, train
         self.images, self.labels = (files.train_images, files.train_labels) if train else (files.test_images, files.test_labels)
         self.bad = torch.zeros(len(self.labels), dtype=torch.uint8).share_memory_()
-        least = FULL_MIN_AREA if image >= FULL_SIDE else MIN_CROP_AREA
-        steps = [v2.RandomResizedCrop(image, scale=(least, 1.0)), v2.RandomHorizontalFlip()] if train else [
-            v2.Resize(round(image / EVAL_CROP)), v2.CenterCrop(image)]
-        if tall:
-            steps = [v2.Resize(image), *([v2.RandomCrop(image), v2.RandomHorizontalFlip()] if train else [v2.CenterCrop(image)])]
-        self.transform = v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+        self.transform = transform(train=train, image=image, tall=tall, mean=mean, std=std)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -26,14 +26,14 @@ def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_l
     """torch DataLoader over `dataset` with the knobs workers, pin_memory, prefetch, persistent_workers and start_method.
 
     `share`: (index, size) of the ranks that divide the data set among them; `batch` is then a rank's. The order depends on `seed`
-    alone; the augmentation on it and the number of workers (without workers it draws from torch's global generator, which the
-    caller seeds). Raises HpmlError where shared memory cannot hold the batches in flight, Unavailable for pinned
+    alone (shards have one of their own); the augmentation on it and the number of workers (without workers it draws from torch's global
+    generator, which the caller seeds). Raises HpmlError where shared memory cannot hold the batches in flight, Unavailable for pinned
     memory without a GPU.
     """
     import multiprocessing
 
     import torch
-    from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+    from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
     if knobs.get("pin_memory") and knobs["device"] == "cpu":
         raise Unavailable("pin_memory: no GPU in this case, so nothing is copied that page-locked memory could speed up")
@@ -45,10 +45,18 @@ def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_l
     extra = {"prefetch_factor": knobs["prefetch"], "persistent_workers": knobs["persistent_workers"],
              "multiprocessing_context": knobs["start_method"]} if workers else {}
     generator = torch.Generator().manual_seed(seed)
-    order = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
+    if isinstance(dataset, IterableDataset):  # it has an order and a split over workers of its own
+        if share[1] > 1:
+            raise HpmlError(f"{share[1]} ranks: this storage is read by one process and its workers only; take storage=shards")
+        return DataLoader(dataset, batch_size=batch, drop_last=drop_last, num_workers=workers, generator=generator,
+                          pin_memory=knobs.get("pin_memory", False), **extra)
+    if hasattr(dataset, "order"):
+        order = dataset.order(seed=seed, shuffle=shuffle, share=share, even=drop_last)
+    else:
+        order = Share(RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset), *share)
     if workers and knobs["start_method"] != "fork":
         dataset = Sent(dataset)
-    return DataLoader(dataset, batch_size=batch, sampler=Share(order, *share), drop_last=drop_last, num_workers=workers,
+    return DataLoader(dataset, batch_size=batch, sampler=order, drop_last=drop_last, num_workers=workers,
                       generator=generator, pin_memory=knobs.get("pin_memory", False), **extra)
 
 
@@ -58,7 +66,9 @@ def _check_shared_memory(dataset, batch: int, workers: int, prefetch: int) -> No
     from hpml import env
 
     shm_mib = env.machine()["shm_mib"]
-    sample_mib = sum(part.nbytes for part in dataset[0] if isinstance(part, torch.Tensor)) / 2**20
+    sample = next(iter(dataset)) if isinstance(dataset, torch.utils.data.IterableDataset) else dataset[0]
+    parts = sample if isinstance(sample, tuple) else (sample,)
+    sample_mib = sum(part.nbytes for part in parts if isinstance(part, torch.Tensor)) / 2**20
     needed_mib = sample_mib * batch * workers * (prefetch + 1)
     if shm_mib is not None and needed_mib > shm_mib:
         raise HpmlError(f"{workers} workers with {prefetch} batches ahead need {needed_mib:.0f} MiB of /dev/shm, which has {shm_mib}: "

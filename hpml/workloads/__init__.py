@@ -13,6 +13,7 @@ CONTRACT = ("NAME", "TITLE", "METRIC", "MARGIN", "MARGIN_REASON", "SIZES", "LEAR
             "data", "dataset", "model", "loss", "example_inputs", "split", "evaluate")
 # Knobs that mean nothing for a workload are named in its WITHOUT: they are refused when set and stand in none of its cases.
 WITHOUT = ("length", "variant")  # of a workload that names none: an image classifier
+STORAGES = ("array", "jpeg")  # what the knob `storage` may be, where a workload's own STORAGES does not say more
 ANY_SOURCE = ("auto", "real", "standin")  # what every workload's knob `data` takes, beside the names of its own data sets
 
 

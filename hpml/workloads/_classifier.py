@@ -1,6 +1,7 @@
 """What image classifiers share: the cut of the data, its reading, the loss, and top-1 and top-5 by one loader for all engines."""
 
 METRIC = "top-1 accuracy"
+STORAGES = ("array", "jpeg", "shards", "shards_http", "webdataset")  # of the knob `storage`: image files can be packed into shards
 
 
 def cut(image_set, knobs: dict):
@@ -12,13 +13,16 @@ def cut(image_set, knobs: dict):
 
 def dataset(knobs: dict, image_set, *, train: bool):
     """Map-style data set of (float32 [3, image, image], class index)."""
-    from hpml.data import jpegfiles
+    from hpml.data import jpegfiles, shardcase
     from hpml.data.images import ImageDataset
 
     storage = knobs.get("storage", "array")
+    if train and storage in shardcase.STORAGES:
+        return shardcase.dataset(image_set, image=knobs["image"], storage=storage)
     if isinstance(image_set, jpegfiles.FileSet):
         return jpegfiles.dataset(image_set, train=train, image=knobs["image"], storage=storage)
     images, labels = (image_set.train_images, image_set.train_labels) if train else (image_set.test_images, image_set.test_labels)
+    storage = "array" if storage in shardcase.STORAGES else storage  # of test images
     return ImageDataset(images, labels, train=train, image=knobs["image"], storage=storage, flip=image_set.mirror_ok)
 
 

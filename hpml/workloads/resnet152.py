@@ -1,6 +1,6 @@
 """ResNet-152 (He et al., 2015, arXiv:1512.03385) on ImageNet's layouts: always 1,000 classes, JPEG files decoded at each read."""
 
-from hpml.workloads._classifier import METRIC, cut, dataset, evaluate, example_inputs, loss, split  # noqa: F401 the contract
+from hpml.workloads._classifier import METRIC, STORAGES, cut, dataset, evaluate, example_inputs, loss, split  # noqa: F401 the contract
 
 NAME = "resnet152"
 TITLE = "ResNet-152"

@@ -1,6 +1,6 @@
 """ResNet-50 (He et al., 2015, arXiv:1512.03385) as an image classifier: CIFAR-10 / CIFAR-100, handwritten digits, ImageNet, a stand-in."""
 
-from hpml.workloads._classifier import METRIC, cut, dataset, evaluate, example_inputs, loss, split  # noqa: F401 the contract
+from hpml.workloads._classifier import METRIC, STORAGES, cut, dataset, evaluate, example_inputs, loss, split  # noqa: F401 the contract
 
 NAME = "resnet50"
 TITLE = "ResNet-50"

@@ -1,0 +1,64 @@
+"""Shards as a knob: a case's images packed once in the cache, and read from there, over loopback HTTP, or by WebDataset itself."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+import weakref
+from pathlib import Path
+
+from hpml.data import localhttp, packing
+from hpml.data.images import say
+from hpml.data.jpegfiles import FileSet
+from hpml.data.shards import FORMAT, INDEX
+from hpml.data.shardstore import open_store
+from hpml.data.stream import ShardDataset
+from hpml.env import Unavailable, cache_dir, missing
+
+STORAGES = ("shards", "shards_http", "webdataset")
+LEAST_MIB, PARTS = 1.0, 16  # shards as small as a small set needs, so that it too has several
+
+
+def dataset(files: FileSet, *, image: int, storage: str):
+    """The training images of a FileSet as shards. Raises Unavailable for a set of arrays, and where WebDataset is not installed.
+
+    shards: from a folder. shards_http: from a web server on this machine, which the data set starts and takes along when it goes;
+    each epoch is transferred anew, because only some of the shards are kept. webdataset: the same files by its own pipeline.
+    """
+    if not isinstance(files, FileSet):
+        raise Unavailable(f"storage={storage}: shards are packed from image files, and {files.title} comes as arrays")
+    if storage == "webdataset" and (reason := missing("webdataset")):
+        raise Unavailable(reason)
+    folder = packed(files)
+    if storage == "webdataset":
+        from hpml.data.bare import Bare
+
+        return Bare(folder, image=image)
+    if storage == "shards":
+        return ShardDataset(open_store(folder), image=image)
+    server = localhttp.Server(folder)
+    cache = tempfile.TemporaryDirectory(prefix="hpml-shards-")
+    store = open_store(server.url, cache=Path(cache.name))
+    samples = ShardDataset(store, image=image, keep=max(1, len(store.index.shards) // 4))
+    samples.actual["server"] = server.name
+    weakref.finalize(samples, _end, server, cache)
+    return samples
+
+
+def _end(server: localhttp.Server, cache: tempfile.TemporaryDirectory) -> None:
+    server.stop()
+    cache.cleanup()
+
+
+def packed(files: FileSet) -> Path:
+    """The folder with the training images of `files` as shards, below the cache folder; packed on first use."""
+    sizes = files.train_images["size"]
+    mib = min(float(packing.SHARD_MIB), max(LEAST_MIB, float(sizes.sum()) / 2**20 / PARTS))
+    words = f"{FORMAT} {mib} {files.checksum}".encode() + files.train_images.tobytes() + files.train_labels.tobytes()
+    folder = cache_dir() / f"shards-{hashlib.sha256(words).hexdigest()[:12]}"
+    if not (folder / INDEX).exists():
+        began = time.perf_counter()
+        packing.pack(files, folder, shard_mib=mib, processes=1)
+        say(f"packing {len(sizes):,} images into shards once: {time.perf_counter() - began:.1f} s")
+    return folder
