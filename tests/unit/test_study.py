@@ -259,10 +259,10 @@ def test_fit_keeps_weights_that_inference_uses():
 def test_torchscript_and_compile_in_a_study(monkeypatch):
     """Parity with eager FP32; a compilation that takes too long is a record without a figure."""
     base = hpml.case(TINY, phase="infer", batch=3)
-    monkeypatch.setitem(rounds.COMPILE_LIMIT_S, "smoke", 0.2)
-    limited = hpml.run(base.but(engine="compile")).records[0]
+    with monkeypatch.context() as patch:
+        patch.setitem(rounds.COMPILE_LIMIT_S, "smoke", 0.2)
+        limited = hpml.run(base.but(engine="compile")).records[0]
     assert limited.status == "skipped" and limited.reason == "compiling took more than 0.2 s at this tier" and limited.samples is None
-    monkeypatch.undo()
     cases = [*base.but(engine="torchscript").sweep(capture=["trace", "script"]), base.but(engine="compile")]
     traced, scripted, compiled = sorted(hpml.run(cases, fresh=True).records, key=lambda r: r.case["order"])
     assert [r.status for r in (traced, scripted, compiled)] == ["ok"] * 3 and all(r.parity["passed"] for r in (traced, scripted, compiled))
