@@ -15,7 +15,8 @@ from hpml.workloads import STORAGES, canonical, without
 from hpml.workloads import get as get_workload
 
 TIERS = ("smoke", "cpu", "gpu", "full")
-SIZES_OF = {"export": "infer", "quantize": "infer", "build": "infer", "profile": "train"}  # phases that share another one's sizes
+# Phases that share another one's sizes.
+SIZES_OF = {"export": "infer", "quantize": "infer", "build": "infer", "profile": "train", "transfer": "data"}
 
 
 @dataclass

@@ -246,6 +246,25 @@ def data_fetch(name: str) -> None:
     print(f"{name}: {fetch.fetch(name)}")
 
 
+@data_app.command("pull")
+def data_pull(
+    url: Annotated[str, typer.Argument(help="a folder with an index.json, on a web server with range requests")],
+    dst: Annotated[Path, typer.Argument(help="folder to pull into; an interrupted pull into it goes on")],
+    connections: Annotated[int, typer.Option(help="TCP connections at the same time")] = 8,
+    limit_rate: Annotated[str, typer.Option(help="bytes a second over all connections, as 500K or 2M; 0 = no limit")] = "0",
+) -> None:
+    """Pull shards over several connections at once, each checked by its sha256. Exit code 1 where one did not come."""
+    from hpml.data import pull
+
+    done = pull.pull(url, dst, connections=connections, limit_rate=limit_rate)
+    for name, reason in done.failed.items():
+        print(f"{name}: {reason}", file=sys.stderr)
+    if done.failed:
+        print(f"{dst}: {len(done.failed)} shards are missing; what came is kept, the same command goes on", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{dst}: {done.shards} shards, verified")
+
+
 @data_app.command("check")
 def data_check(
     name: str,

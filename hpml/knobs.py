@@ -7,7 +7,7 @@ from typing import Any
 from hpml.env import HpmlError
 
 # profile: a training step under profilers; quantize and build: an artefact is made, and its making is the figure.
-PHASES = ("train", "profile", "infer", "export", "quantize", "build", "data", "limit")
+PHASES = ("train", "profile", "infer", "export", "quantize", "build", "data", "transfer", "limit")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ KNOBS: dict[str, Knob] = {
     "measure": Knob("speed", ("infer",), "speed, or quality over the test samples", ("speed", "quality")),
     "interrupt": Knob(0, ("train",), "kill a whole training once, after this epoch: a planted crash, for testing resume"),
     "slowdown": Knob(0.0, ("train", "infer"), "extra time per step as a share of it: a planted difference, for testing the protocol"),
-    "seed": Knob(0, _ALL, "random seed; each round adds its number"),
+    "connections": Knob(8, ("transfer",), "TCP connections at the same time", least=1),
+    "seed": Knob(0, (*_ALL, "transfer"), "random seed; each round adds its number"),
     "kind": Knob("matmul", ("limit",), "which limit",
                  ("matmul", "conv3x3", "memory", "h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable", "jpeg")),
     "dtype": Knob("fp32", ("limit",), "data type of the limit", least=None),
