@@ -41,7 +41,8 @@ def source(tmp_path, need, monkeypatch):
 
 def index(folder, **changes):
     """Write the index of what lies in the folder; `changes` to its first entry."""
-    shards = [{"name": path.name, "part": "train", "samples": 1, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    shards = [{"name": path.name, "part": "train", "samples": 1, "bytes": path.stat().st_size,
+               "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
               for path in sorted(folder.glob("*.tar"))]
     shards[0] |= changes
     (folder / "index.json").write_text(json.dumps({"format": 1, "shards": shards, "classes": [], "origin": {}}))
@@ -136,7 +137,7 @@ def test_a_tampered_shard_is_removed_and_pulled_again_once(source, tmp_path, cap
     with nginx.serve(source) as url:
         path.write_bytes(bad)
         assert not pull(url, tmp_path / "dst", say=mended).failed and same(source, tmp_path / "dst")
-        assert [line for line in lines if line.startswith("train-2.tar: corrupt or tampered with: sha256 ") and "removed, pulled again" in line]
+        assert any(line.startswith("train-2.tar: corrupt or tampered with") and "removed, pulled again" in line for line in lines)
         path.write_bytes(bad)
         done = pull(url, tmp_path / "other", say=lines.append)
         assert list(done.failed) == ["train-2.tar"] and "twice" in done.failed["train-2.tar"]
