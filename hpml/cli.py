@@ -1,4 +1,4 @@
-"""The command line: `hpml run`, `train`, `check`, `report`, `compare`, `data`, `weights`, `notebooks`, `env`."""
+"""The command line: `hpml run`, `train`, `check`, `load-test`, `report`, `compare`, `data`, `weights`, `notebooks`, `env`."""
 
 import contextlib
 import enum
@@ -227,6 +227,45 @@ def compare_runs(
     print(tables_runs.text(found, every=not changed))
     if found.regressions:
         raise typer.Exit(1)
+
+
+@app.command("load-test")
+def load_test(
+    workload: Annotated[str, typer.Option(help="a workload that answers images, by name or as a file")] = "resnet50",
+    engine: Annotated[str, typer.Option(help="what executes the model")] = "openvino",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8")] = "fp32",
+    tier: Annotated[str, typer.Option(help="lengths of the windows: smoke, cpu, gpu or full")] = "cpu",
+    scenario: Annotated[str, typer.Option(help="a,b of bound, singlestream, offline, server, accuracy")] = "bound,offline,server",
+    transport: Annotated[str, typer.Option(help="inprocess or http")] = "inprocess",
+    image: Annotated[int | None, typer.Option(help="side of the model's input in pixels (default: the tier's)")] = None,
+    limit_ms: Annotated[float, typer.Option(help="milliseconds within which 99 of 100 queries are to be answered")] = 150.0,
+    seconds: Annotated[float, typer.Option(help="length of the window that counts (default: the tier's)")] = 0.0,
+    weights: Annotated[str, typer.Option(help="trained, random, pretrained or a .safetensors file")] = "trained",
+    data: Annotated[str, typer.Option(help="auto, real, standin or one data set by name")] = "auto",
+    url: Annotated[str | None, typer.Option(help="test a server that runs already; nothing is recorded")] = None,
+    run_id: Annotated[str | None, typer.Option(help="name of the run's folder under results/runs")] = None,
+) -> None:
+    """What a service stands, by MLPerf LoadGen: the highest rate within the limit at P99, beside the bound of queueing theory."""
+    from hpml import cases, results, study, tables_serving
+
+    known = ("bound", "singlestream", "offline", "server", "accuracy")
+    asked = _list(scenario) or []
+    if wrong := [name for name in asked if name not in known] or not asked:
+        raise HpmlError(f"scenario {scenario!r}: choose from {', '.join(known)}" + (f", not {wrong[0]}" if asked else ""))
+    sizes = {} if image is None else {"image": image}
+    made = [cases.case(workload, phase="serve", tier=tier, engine=engine, precision=precision, scenario=name, transport=transport,
+                       limit_ms=limit_ms, seconds=seconds, weights=weights, data=data, **sizes) for name in asked]
+    if url:
+        from hpml import loadtest, workloads
+
+        for case in made:
+            print(loadtest.against(url, workloads.get(case.workload), case.knobs, tier))
+        return
+    run_id = run_id or f"load-{time.strftime('%Y%m%d-%H%M%S')}"
+    records = [record for case in made for record in study.run(case, rounds=1, run_id=run_id).records]
+    print(tables_serving.text(results.load(run_id).records))
+    if lost := [record for record in records if record.status != "ok"]:
+        raise HpmlError(f"{lost[0].status}: {lost[0].reason}" + (f" (log: {env.run_dir(run_id) / lost[0].log})" if lost[0].log else ""))
 
 
 @data_app.command("list")

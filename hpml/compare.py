@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 EARLY_CONFIDENCE = 0.99
 TOO_NOISY = 0.05
 NOISE = "noise_floor"  # the technique of A/A records
-NOT_COMPARED = ("limit", "profile")  # phases whose records stand for themselves
+NOT_COMPARED = ("limit", "profile", "serve")  # phases whose records stand for themselves
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 from hpml.env import HpmlError
 
-# profile: a training step under profilers; quantize and build: an artefact is made, and its making is the figure.
-PHASES = ("train", "profile", "infer", "export", "quantize", "build", "data", "transfer", "limit")
+# profile: a training step under profilers; quantize and build: an artefact is made, and its making is the figure; serve: a load test.
+PHASES = ("train", "profile", "infer", "export", "quantize", "build", "serve", "data", "transfer", "limit")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Knob:
 
 
 _TRAIN, _LOAD, _ENGINE = ("train", "profile"), ("train", "profile", "data"), ("infer", "build")
-_MODEL = (*_TRAIN, *_ENGINE, "export", "quantize")
+_MODEL = (*_TRAIN, *_ENGINE, "export", "quantize", "serve")
 _ALL = (*_MODEL, "data")
 _ANY = (*_ALL, "limit")
 KNOBS: dict[str, Knob] = {
@@ -45,7 +45,7 @@ KNOBS: dict[str, Knob] = {
                     "shards_http: the same from a web server on this machine; webdataset: by WebDataset's own pipeline",
                     ("array", "jpeg", "shards", "shards_http", "webdataset")),
     "non_blocking": Knob(False, _TRAIN, "do not wait for the copy to the device"),
-    "precision": Knob("fp32", (*_TRAIN, *_ENGINE, "export"), "arithmetic of the model", ("fp32", "bf16", "fp16", "int8")),
+    "precision": Knob("fp32", (*_TRAIN, *_ENGINE, "export", "serve"), "arithmetic of the model", ("fp32", "bf16", "fp16", "int8")),
     "memory_format": Knob("contiguous", (*_TRAIN, *_ENGINE), "order of image tensors in memory", ("contiguous", "channels_last")),
     "accum_steps": Knob(1, _TRAIN, "micro-batches added up before one optimizer step", least=1),
     "script": Knob("none", _TRAIN, "none, torchscript or compile", ("none", "torchscript", "compile")),
@@ -59,7 +59,7 @@ KNOBS: dict[str, Knob] = {
     "test_samples": Knob(0, _ALL, "test samples used; 0 = all"),
     "stem": Knob("imagenet", _MODEL, "first layers: imagenet (7x7, stride 2, pool) or cifar (3x3, stride 1)",
                  ("imagenet", "cifar")),
-    "engine": Knob("eager", (*_ENGINE, "limit"), "what executes the model: eager, onnxruntime, openvino, ...", least=None),
+    "engine": Knob("eager", (*_ENGINE, "serve", "limit"), "what executes the model: eager, onnxruntime, openvino, ...", least=None),
     "hint": Knob("latency", _ENGINE, "OpenVINO's performance hint", ("latency", "throughput")),
     "shapes": Knob("dynamic", _ENGINE, "OpenVINO: compiled for any batch (dynamic), or for the batch that is measured alone (static)",
                    ("dynamic", "static")),
@@ -67,10 +67,18 @@ KNOBS: dict[str, Knob] = {
                     ("trace", "script")),
     "stored": Knob(False, ("infer",), "load the engine that phase build left in this run instead of building it"),
     "replicas": Knob(1, ("infer",), "copies of the model, each in a process of its own with its share of the threads", least=1),
-    "quantizer": Knob("onnxruntime", (*_ENGINE, "quantize"), "who makes the INT8 graph", ("onnxruntime", "nncf")),
-    "calib_samples": Knob(128, (*_ENGINE, "quantize"), "training samples that the ranges of INT8 are taken from", least=1),
-    "calib_method": Knob("minmax", (*_ENGINE, "quantize"), "how a range is chosen from what was seen", ("minmax", "entropy", "percentile")),
+    "quantizer": Knob("onnxruntime", (*_ENGINE, "quantize", "serve"), "who makes the INT8 graph", ("onnxruntime", "nncf")),
+    "calib_samples": Knob(128, (*_ENGINE, "quantize", "serve"), "training samples that the ranges of INT8 are taken from", least=1),
+    "calib_method": Knob("minmax", (*_ENGINE, "quantize", "serve"), "how a range is chosen from what was seen",
+                         ("minmax", "entropy", "percentile")),
     "measure": Knob("speed", ("infer",), "speed, or quality over the test samples", ("speed", "quality")),
+    "scenario": Knob("server", ("serve",), "MLPerf's server, singlestream or offline; accuracy: its accuracy run; bound: the best case by "
+                     "queueing theory", ("server", "singlestream", "offline", "accuracy", "bound")),
+    "transport": Knob("inprocess", ("serve",), "how queries reach the service: in its process, or over HTTP", ("inprocess", "http")),
+    "limit_ms": Knob(150.0, ("serve",), "milliseconds within which 99 of 100 queries are to be answered", least=1),
+    "streams": Knob(0, ("serve",), "model calls at the same time; 0 = as queueing theory finds best, where the run has measured its parts"),
+    "probes": Knob(0, ("serve",), "probes of the search for the highest rate; 0 = the tier's"),
+    "seconds": Knob(0.0, ("serve",), "length of the window that counts; 0 = the tier's"),
     "interrupt": Knob(0, ("train",), "kill a whole training once, after this epoch: a planted crash, for testing resume"),
     "slowdown": Knob(0.0, ("train", "infer"), "extra time per step as a share of it: a planted difference, for testing the protocol"),
     "connections": Knob(8, ("transfer",), "TCP connections at the same time", least=1),

@@ -65,9 +65,9 @@ def is_short(seconds: float) -> bool:
     return seconds < turns.SLICE_S / 4
 
 
-def peak_rss_mib() -> float | None:
-    """Highest resident memory of this process so far."""
-    return _status_mib(os.getpid(), "VmHWM")
+def peak_rss_mib(pid: int | None = None) -> float | None:
+    """Highest resident memory so far of a process, of this one by default; None where it is gone."""
+    return _status_mib(pid or os.getpid(), "VmHWM")
 
 
 def rss_mib(pid: int | None = None) -> float | None:

@@ -24,6 +24,7 @@ from hpml.plot_look import (
 )
 from hpml.plot_machine import limits, noise, warmup_curve
 from hpml.plot_runs import gains, runs
+from hpml.plot_serving import load, resolution
 from hpml.plot_soundness import gradients, reliability
 from hpml.plot_stack import ladder
 from hpml.plot_summary import worth
@@ -40,12 +41,14 @@ __all__ = [
     "ladder",
     "latency",
     "limits",
+    "load",
     "marked",
     "masked",
     "noise",
     "phases",
     "pictures",
     "reliability",
+    "resolution",
     "runs",
     "show_alt",
     "speed_quality",

@@ -22,6 +22,7 @@ from hpml.rounds import COMPILE_LIMIT_S, OUT_OF_TIME, Plan, launch_together, mea
 MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "infer.py", "quantize.py", "loading.py", "profiling.py", "launch.py",
              "turns.py", "transfer.py", "link.py", "nginx.py", "work.py", "export.py", "limits.py", "stored.py", "build.py", "data/*.py",
              "engines/*.py", "workloads/_*.py")
+SERVING = ("load*.py", "streams.py", "serve/*.py")  # those of a load test beside them
 
 
 def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None = None, run_id: str | None = None) -> Results:
@@ -89,19 +90,20 @@ def job_of(case: Case, run_id: str) -> dict:
 def _key(case: Case, weights_sha256: str | None) -> str:
     """Identity of a figure: case, machine, protocol, code, data and weights."""
     facts = [case.workload, case.phase, case.tier, case.knobs, case.protocol, case.arm, env.machine()["id"], env.versions(),
-             PROTOCOL_VERSION, _code(case.workload), _data_identity(case), weights_sha256]
+             PROTOCOL_VERSION, _code(case.workload), _data_identity(case), weights_sha256,
+             *([hashlib.sha256(_sources(SERVING)).hexdigest()] if case.phase == "serve" else [])]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _code(workload: str) -> str:
     own = b"" if workload == "machine" else Path(workloads.get(workload).__file__).read_bytes()  # now: a reader changes it between cells
-    return hashlib.sha256(_measuring() + own).hexdigest()[:16]
+    return hashlib.sha256(_sources(MEASURING) + own).hexdigest()[:16]
 
 
 @functools.cache
-def _measuring() -> bytes:
+def _sources(patterns: tuple[str, ...]) -> bytes:
     package = Path(__file__).parent
-    return b"".join(path.read_bytes() for pattern in MEASURING for path in sorted(package.glob(pattern)))
+    return b"".join(path.read_bytes() for pattern in patterns for path in sorted(package.glob(pattern)))
 
 
 def _data_identity(case: Case) -> str | None:
@@ -165,7 +167,7 @@ def _without_int8_graph(one: Case, job: dict, run_id: str) -> tuple[str, str] | 
     """Makes the INT8 graph that a case needs where the run has none. Status and reason where it could not be made."""
     from hpml.infer import int8_note
 
-    if one.knobs.get("precision") != "int8" or one.phase not in ("infer", "build"):
+    if one.knobs.get("precision") != "int8" or one.phase not in ("infer", "build", "serve"):
         return None
     kind = engines.get(one.knobs["engine"])
     if kind.WANTS != "onnx" or kind.unavailable(one.knobs["device"]) or int8_note(job).exists():

@@ -7,11 +7,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[2] / "hpml"
 LAYERS = [
     {"env", "knobs", "records", "compare", "agreement", "sittings", "preload", "reader", "turns"},
-    {"data", "measure", "ladder", "limits", "plot", "plot_look", "plot_machine", "plot_runs", "plot_soundness", "plot_stack",
-     "plot_summary", "plot_tradeoff", "plot_training", "tables", "tables_training", "tables_runs", "nginx", "link"},
+    {"data", "measure", "ladder", "limits", "queueing", "plot", "plot_look", "plot_machine", "plot_runs", "plot_serving", "plot_soundness",
+     "plot_stack", "plot_summary", "plot_tradeoff", "plot_training", "tables", "tables_serving", "tables_training", "tables_runs",
+     "nginx", "link"},
     {"workloads", "engines", "export", "pretrained"},
-    {"train", "work", "distributed", "fit", "infer", "stored", "build", "loading", "profiling", "quantize", "transfer"},
-    {"launch", "cases", "rounds", "study", "results", "check", "serve"},
+    {"train", "work", "distributed", "fit", "infer", "stored", "build", "loading", "profiling", "quantize", "transfer",
+     "loadgen", "loadtargets", "loadfacts"},
+    {"launch", "cases", "rounds", "study", "results", "check", "serve", "loadsite", "loadtest", "streams"},
     {"cli", "runner", "notebooks", "reference", "report", "report_notebook", "report_readme", "report_results"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
