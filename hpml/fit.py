@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from hpml import distributed
+from hpml import checkpoint, distributed
 from hpml import measure as m
 from hpml.data.loader import loader
 from hpml.env import HpmlError
@@ -16,10 +16,10 @@ from hpml.train import move, prepare, train_step
 def fit(job: dict, workload: ModuleType) -> dict:
     """Train knobs["epochs"] epochs and evaluate after each; leaves weights, predictions, a checkpoint and TensorBoard logs.
 
-    An interrupted fit of the same case goes on from its last epoch. Among ranks, the first one evaluates and writes.
+    An interrupted fit of the same case goes on from its last checkpoint: of an epoch, or of a step where knobs["checkpoint_steps"] says
+    so. Among ranks, the first one evaluates and writes.
     """
     import numpy as np
-    import torch
     from torch.utils.tensorboard import SummaryWriter
 
     from hpml.data import skipped, stored_as, summary
@@ -32,27 +32,34 @@ def fit(job: dict, workload: ModuleType) -> dict:
     steps = max(1, len(batches) // knobs["accum_steps"])
     schedule = _schedule(optimizer, knobs, steps, actual["lr"])
     name = f"{Path(job['case']['workload']).stem}-{job['case']['key']}-r{protocol['round']}"
-    checkpoint = folder / "models" / f"{name}.checkpoint.pt"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    models = folder / "models"
+    models.mkdir(parents=True, exist_ok=True)
     single = getattr(model, "module", model)  # without DP or DDP, whose forward pass waits for the other ranks
     plain = getattr(single, "_orig_mod", single)
-    state = {"epoch": 0, "curve": [], "losses": [], "values": [], "gradients": []}
-    if checkpoint.exists():
-        state = _resume(checkpoint, plain, optimizer, schedule, scaler)
-    actual["resumed_from"] = state["epoch"]
-    if distributed.mean([state["epoch"]], knobs["device"]) != [state["epoch"]]:
-        raise HpmlError(f"the ranks go on from different epochs: let all of them see {checkpoint.parent}")
+    parts = {"model": plain, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    state = checkpoint.load(models, name, parts) or {"epoch": 0, "step": 0, "curve": [], "losses": [], "values": [], "gradients": []}
+    at = [state["epoch"], state["step"]]
+    actual |= {"resumed_from": state["epoch"], "resumed_step": state["step"]}
+    if distributed.mean(at, knobs["device"]) != at:
+        raise HpmlError(f"the ranks go on from different checkpoints: let all of them see {models}")
+
+    def save(**more) -> None:
+        checkpoint.save(models, name, {**state, **more, **{part: own.state_dict() for part, own in parts.items()}}, keep=knobs["keep"])
+
     writer = SummaryWriter(str(folder / "tensorboard" / name)) if not here.index else None
     mark, best = m.cpu_mark(), None
     saved = cost_s = 0.0
     for epoch in range(state["epoch"], knobs["epochs"]):
-        torch.manual_seed(1000 * protocol["seed"] + epoch)  # order and augmentation of an epoch depend on its number alone
-        batches.generator.manual_seed(1000 * protocol["seed"] + epoch)
-        if hasattr(batches.sampler, "set_epoch"):  # shards have an order of their own
-            batches.sampler.set_epoch(epoch)
+        # Order and augmentation of an epoch depend on its number alone; ranks share the order, their augmentation differs.
+        epoch_seed, first, own = 1000 * protocol["seed"] + epoch, state["step"], {"losses": []}
+        checkpoint.seed(epoch_seed + 7919 * here.index)
         model.train()
-        stream, losses = iter(batches), []
-        for step in range(steps):
+        stream = checkpoint.stream(batches, epoch=epoch, seed=epoch_seed, taken=first * knobs["accum_steps"])
+        if first:
+            own = state.pop("ranks")[here.index]
+            checkpoint.restore_random(own["random"])
+        losses = own["losses"]
+        for step in range(first, steps):
             watched = (epoch, step) in {(0, 0), (knobs["epochs"] - 1, steps - 1)}
             hook = optimizer.register_step_pre_hook(lambda *_: state["gradients"].append(gradient_norms(plain))) if watched else None
             marks = m.Marks(knobs["device"])
@@ -61,9 +68,16 @@ def fit(job: dict, workload: ModuleType) -> dict:
                 hook.remove()
             schedule.step()
             state["values"].append(sum(marks.spans()))
+            state["step"], total = step + 1, epoch * steps + step + 1
+            if knobs["checkpoint_steps"] and total % knobs["checkpoint_steps"] == 0 and step + 1 < steps:
+                ranks = checkpoint.of_all_ranks({"random": checkpoint.random_state(), "losses": [float(loss) for loss in losses]})
+                if not here.index:
+                    save(ranks=ranks)
+            if knobs["interrupt_step"] == total and here.index == here.size - 1 and at == [0, 0]:
+                os.kill(os.getpid(), signal.SIGKILL)
         losses = distributed.mean([float(loss) for loss in losses], knobs["device"])
         state["losses"] += losses
-        state["epoch"] = epoch + 1
+        state.update(epoch=epoch + 1, step=0)
         if here.index:
             continue
         best = judge(predictor(single, knobs), plain, workload, knobs, image_set)
@@ -73,12 +87,11 @@ def fit(job: dict, workload: ModuleType) -> dict:
         # A checkpoint of a large net takes seconds: of many short epochs only some are saved, so that it costs at most a sixth.
         started = time.perf_counter()
         if cost_s < 0.1 or started - saved > 5 * cost_s or knobs["interrupt"] == epoch + 1:
-            _save(checkpoint, {**state, "model": plain.state_dict(), "optimizer": optimizer.state_dict(),
-                               "schedule": schedule.state_dict(), "scaler": scaler.state_dict()})
+            save()
             saved = time.perf_counter()
             cost_s = saved - started
         print(f"epoch {epoch + 1} of {knobs['epochs']}: loss {np.mean(losses):.3f}, {best['metric']} {best['value']:.3f}", flush=True)
-        if knobs["interrupt"] == epoch + 1 and not actual["resumed_from"]:
+        if knobs["interrupt"] == epoch + 1 and at == [0, 0]:
             os.kill(os.getpid(), signal.SIGKILL)
     samples = {"unit": "s", "items": micro * knobs["accum_steps"] * here.size, "values": state["values"]}
     if here.index:
@@ -87,8 +100,9 @@ def fit(job: dict, workload: ModuleType) -> dict:
     writer.close()
     if best is None:  # the interruption came after the last epoch
         best = judge(predictor(single, knobs), plain, workload, knobs, image_set)
-    artefacts = leave(checkpoint.parent, name, plain, best)
-    checkpoint.unlink()
+    artefacts = leave(models, name, plain, best)
+    for path in checkpoint.found(models, name):
+        path.unlink()
     thin = max(1, len(state["losses"]) // 200)
     return {
         "samples": samples, "center": "mean",
@@ -158,25 +172,3 @@ def _schedule(optimizer, knobs: dict, steps: int, lr: float):
     if knobs["schedule"] == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-
-def _save(path: Path, state: dict) -> None:
-    import torch
-
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def _resume(path: Path, model, optimizer, schedule, scaler) -> dict:
-    import torch
-
-    try:
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state.pop("model"))
-        optimizer.load_state_dict(state.pop("optimizer"))
-        schedule.load_state_dict(state.pop("schedule"))
-        scaler.load_state_dict(state.pop("scaler"))
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
-        raise HpmlError(f"{path}: not a checkpoint of this case ({str(error).splitlines()[0]}); remove it to start again") from None
-    return state

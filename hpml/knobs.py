@@ -80,6 +80,9 @@ KNOBS: dict[str, Knob] = {
     "probes": Knob(0, ("serve",), "probes of the search for the highest rate; 0 = the tier's"),
     "seconds": Knob(0.0, ("serve",), "length of the window that counts; 0 = the tier's"),
     "interrupt": Knob(0, ("train",), "kill a whole training once, after this epoch: a planted crash, for testing resume"),
+    "interrupt_step": Knob(0, ("train",), "the same after this many steps of it; among ranks, the last one is killed"),
+    "checkpoint_steps": Knob(0, ("train",), "a whole training also writes a checkpoint every so many steps; 0 = after epochs only"),
+    "keep": Knob(2, ("train",), "checkpoints that are kept", least=1),
     "slowdown": Knob(0.0, ("train", "infer"), "extra time per step as a share of it: a planted difference, for testing the protocol"),
     "connections": Knob(8, ("transfer",), "TCP connections at the same time", least=1),
     "seed": Knob(0, (*_ALL, "transfer"), "random seed; each round adds its number"),
@@ -91,7 +94,7 @@ INT8_KNOBS = ("quantizer", "calib_samples", "calib_method")  # they mean somethi
 # What may differ between a speed figure and the quality run that vouches for it: the amount of training, the size of the
 # input, the first layers fitted to it and the variant that was small enough to train are not what a technique is.
 SIZE_KNOBS = ("epochs", "train_samples", "test_samples", "image", "batch", "threads", "schedule", "measure", "hint", "lr", "seed",
-              "slowdown", "interrupt", "stem", "length", "variant", "weights", "shapes")
+              "slowdown", "interrupt", "interrupt_step", "checkpoint_steps", "keep", "stem", "length", "variant", "weights", "shapes")
 
 
 def defaults(phase: str) -> dict:

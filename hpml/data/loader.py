@@ -13,10 +13,15 @@ class Share:
     """
 
     def __init__(self, order, index: int, size: int) -> None:
-        self.order, self.index, self.size = order, index, size
+        self.order, self.index, self.size, self.consumed = order, index, size, 0
+
+    def set_epoch(self, epoch: int, consumed: int = 0) -> None:
+        """Let the next iteration leave out the first `consumed` samples of this rank; the order itself is that of its generator."""
+        self.consumed = consumed
 
     def __iter__(self):
-        return itertools.islice(self.order, self.index, len(self) * self.size, self.size)
+        consumed, self.consumed = self.consumed, 0
+        return itertools.islice(self.order, self.index + consumed * self.size, len(self) * self.size, self.size)
 
     def __len__(self) -> int:
         return len(self.order) // self.size

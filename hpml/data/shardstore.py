@@ -163,11 +163,11 @@ def _remember(path: Path, shard: Shard) -> None:
 
 
 def _bytes_in(folder: Path) -> int:
-    """Bytes of all files of a folder, blocks as they are allocated; what a tool writes ahead of time does not count."""
+    """Bytes of all files of a folder, also of the parts that a pull keeps below it; blocks as they are allocated: what a tool writes ahead
+    of time does not count."""
     total = 0
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                facts = entry.stat()
-                total += facts.st_blocks * 512 + facts.st_size
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            facts = path.stat()
+            total += facts.st_blocks * 512 + facts.st_size
     return total

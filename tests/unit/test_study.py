@@ -237,7 +237,7 @@ def test_fit_keeps_weights_that_inference_uses():
     assert record.quality["value"] > 0.6
     folder = env.run_dir("here") / "models"
     assert all((folder / name).exists() for name in record.actual["artefacts"].values())
-    assert not list(folder.glob("*.checkpoint.pt")) and list((env.run_dir("here") / "tensorboard").glob("*/events*"))
+    assert not list(folder.glob("*.checkpoint*")) and list((env.run_dir("here") / "tensorboard").glob("*/events*"))
     path = hpml.keep(fits, optimizer="sgd")
     assert json.loads(path.with_suffix(".json").read_text())["knobs"]["optimizer"] == "sgd"
     with pytest.raises(HpmlError, match="no finished training"):

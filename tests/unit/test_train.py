@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpml import engines, fit, train, work, workloads
+from hpml import engines, train, work, workloads
 from hpml.env import HpmlError, Unavailable
 from hpml.knobs import validate
 from hpml.measure import Marks
@@ -151,15 +151,6 @@ def test_a_runs_children_count_the_work_once(tmp_path, monkeypatch):
         assert work.known_work({**job, **other}, resnet, 1000)["flops"] == 1.0
     work.known_work(job, resnet, 1000, training=False)
     assert counted == [True, True, True, False]
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    knobs = validate("train", {"batch": 8})
-    model, optimizer, scaler, actual = train.build(TINY, knobs, 3, None)
-    path = tmp_path / "tiny.checkpoint.pt"
-    path.write_bytes(b"half")
-    with pytest.raises(HpmlError, match=r"tiny\.checkpoint\.pt: not a checkpoint"):
-        fit._resume(path, model, optimizer, fit._schedule(optimizer, {**knobs, "epochs": 1}, 3, actual["lr"]), scaler)
 
 
 def test_same_seed_same_batches():
