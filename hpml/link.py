@@ -24,12 +24,14 @@ BURST, QUEUE = "32kb", "100ms"  # of tbf: what passes at once, and how long a pa
 
 @dataclass(frozen=True)
 class Link:
-    """The two ends: what comes before a command that is to run there, and their addresses; `netem` is None or why there is no delay."""
+    """The two ends: what comes before a command that is to run there, and their addresses, the name of the interface of either;
+    `no_netem`: why there is no delay, or None."""
 
     here: tuple[str, ...]
     there: tuple[str, ...]
     here_address: str
     there_address: str
+    device: str
     no_netem: str | None
 
 
@@ -67,7 +69,7 @@ def shaped(*, rate_mbit_s: float = RATE_MBIT_S, delay_ms: float = 0, loss_percen
             reason = _netem(words, f"v{here}", delay_ms, loss_percent)
             if reason and (delay_ms or loss_percent):
                 raise Unavailable(reason)
-        yield Link(a, b, f"{NET}.1", f"{NET}.2", reason)
+        yield Link(a, b, f"{NET}.1", f"{NET}.2", f"v{here}", reason)
 
 
 @contextlib.contextmanager
