@@ -1,4 +1,4 @@
-"""The command line: `hpml run`, `train`, `check`, `load-test`, `report`, `compare`, `data`, `weights`, `notebooks`, `env`."""
+"""The command line: `hpml run`, `train`, `check`, `serve`, `load-test`, `report`, `compare`, `data`, `weights`, `notebooks`, `env`."""
 
 import contextlib
 import enum
@@ -383,6 +383,44 @@ def notebooks(
     else:
         for book in course.course():
             print(f"{book.name:<28} {book.question}")
+
+
+@app.command()
+def serve(
+    workload: Annotated[str, typer.Option(help="a workload of the course by name, or a file of your own")] = "resnet50",
+    engine: Annotated[str, typer.Option(help="openvino, onnxruntime, eager, torchscript, compile or tensorrt")] = "openvino",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8")] = "fp32",
+    host: Annotated[str, typer.Option(help="127.0.0.1 is this machine alone; 0.0.0.0 opens it to the network")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 = any free one")] = 8000,
+    run_id: Annotated[str | None, typer.Option(help="the run whose trained weights are served and that keeps the engine")] = None,
+    weights: Annotated[str, typer.Option(help="auto (the run's, else published ones, else random), random, trained, pretrained, a file")
+                       ] = "auto",
+    gallery: Annotated[str | None, typer.Option(help="clip: a folder of pictures to search (default: test frames)")] = None,
+    image: Annotated[int | None, typer.Option(help="side of the model's input in pixels (default: the tier's)")] = None,
+    tier: Annotated[str, typer.Option(help="sizes: smoke, cpu, gpu or full")] = "cpu",
+    data: Annotated[str, typer.Option(help="auto, real, standin or one data set by name")] = "auto",
+    streams: Annotated[int | None, typer.Option(help="model calls at the same time")] = None,
+    threads: Annotated[int | None, typer.Option(help="compute threads of all streams together")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="requests in one model call, at most")] = None,
+    max_wait_ms: Annotated[float | None, typer.Option(help="how long the first request of a batch waits for others")] = None,
+    queue: Annotated[int | None, typer.Option(help="accepted requests that are not answered yet, at most")] = None,
+    deadline_ms: Annotated[float | None, typer.Option(help="a request that would take longer is refused at once (503)")] = None,
+    decoders: Annotated[int | None, typer.Option(help="threads that turn bytes into inputs")] = None,
+    max_body_mb: Annotated[float | None, typer.Option(help="a larger body is refused (413)")] = None,
+    max_megapixels: Annotated[float | None, typer.Option(help="a larger picture is refused (413) before it is decoded")] = None,
+    search: Annotated[bool, typer.Option("--search", help="find streams and batch by a short search, save them, and end")] = False,
+) -> None:
+    """Serve a workload over HTTP, with a page at /: loopback only, a deadline kept by refusing what would miss it."""
+    from hpml.serve import server
+
+    given = {"streams": streams, "threads": threads, "max_batch": max_batch, "max_wait_ms": max_wait_ms, "queue": queue,
+             "deadline_ms": deadline_ms, "decoders": decoders, "max_body_mb": max_body_mb, "max_megapixels": max_megapixels}
+    asked = {"engine": engine, "precision": precision, "tier": tier, "image": image, "run_id": run_id, "weights": weights, "data": data}
+    given = {name: value for name, value in given.items() if value is not None}
+    if search:
+        print(server.search(workload, given, **asked))
+    else:
+        server.serve(workload, given, host=host, port=port, gallery=gallery, **asked)
 
 
 @app.command("env")

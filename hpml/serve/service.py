@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from hpml import env, study, workloads
+from hpml import env, infer, study, workloads
 from hpml.env import HpmlError
 from hpml.serve import prepare
 from hpml.serve.batching import Batcher, Ticket
@@ -69,8 +70,8 @@ class Service:
         self.batches: list[Callable[[int], object]] = []  # who wants to know of each model call's rows
         self.batchers = {kind: self._batcher(kind) for kind in self.tasks if kind != "text" or kind == self.default}
         if "text" not in self.batchers and "text" in self.tasks:
-            lane = _text_lane(job, workload, self.image_set)
-            self.batchers["text"] = Batcher([lane], queue=settings.queue + settings.max_labels, row_s=0.05, answer_s=0.1)
+            self.tower = _text_tower(job, workload, self.image_set)
+            self.batchers["text"] = Batcher([self._text_lane], queue=settings.queue + settings.max_labels, row_s=0.05, answer_s=0.1)
         self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
         self.facts = {**prepare.facts_of(job, workload, self.image_set, engine), "settings": dataclasses.asdict(settings),
                       "load_s": load_s, "call_s": self.call_s}
@@ -112,6 +113,21 @@ class Service:
         decode_s = time.perf_counter() - began
         ticket.future.add_done_callback(lambda done: _answer(done, task, ticket, decode_s, beside, answered))
         batcher.put(ticket, inputs, decode_s)
+
+    def _text_lane(self, inputs: tuple) -> tuple:
+        """ids [N, length] -> embeddings [N, dim]."""
+        import torch
+
+        with torch.inference_mode():
+            return (self.tower().embed_text(torch.from_numpy(inputs[0])).numpy(),)
+
+    def shares(self, picture: list[float], texts: list[list[float]]) -> list[float]:
+        """CLIP's probability of each text for a picture, from their embeddings, by the model's own temperature."""
+        import numpy as np
+
+        scores = np.asarray(texts) @ np.asarray(picture) * min(100.0, float(self.tower().logit_scale.detach().exp()))
+        exponent = np.exp(scores - scores.max())
+        return [float(value) for value in exponent / exponent.sum()]
 
     def expected_s(self, kind: str | None = None) -> float:
         """Seconds in which a request that came now would be answered."""
@@ -187,25 +203,15 @@ def _warmed(lanes: list[Callable], example: list) -> tuple[float, float]:
     return spent / WARM_CALLS, spent / WARM_CALLS / len(lanes)
 
 
-def _text_lane(job: dict, workload, image_set) -> Callable:
-    """CLIP's text tower in FP32 as it is: ids -> embeddings. It is loaded when it is first asked."""
-    import functools
-
+def _text_tower(job: dict, workload, image_set) -> Callable:
+    """Gives CLIP's text tower, FP32 as it is; it is loaded when it is first asked."""
     @functools.cache
     def tower():
-        from hpml.infer import fp32_model
-
-        model = fp32_model(job, workload, image_set)
+        model = infer.fp32_model(job, workload, image_set)
         model.vision_model = None  # the engine has the frames' tower
         return model
 
-    def lane(inputs: tuple) -> tuple:
-        import torch
-
-        with torch.inference_mode():
-            return (tower().embed_text(torch.from_numpy(inputs[0])).numpy(),)
-
-    return lane
+    return tower
 
 
 __all__ = ["Answer", "BadInput", "Busy", "Service", "Settings", "open_service"]
