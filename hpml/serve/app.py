@@ -7,9 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, StarletteHTTPException
 from fastapi.responses import FileResponse, JSONResponse, Response
-from starlette.exceptions import HTTPException
 
 from hpml.serve import bodies, samples
 from hpml.serve.gallery import Gallery
@@ -153,7 +152,7 @@ def make_app(service: Service, *, gallery: Gallery | None = None, api_key: str |
     app.add_exception_handler(BadInput, lambda request, error: failed(request, error.status, str(error)))
     app.add_exception_handler(Busy, lambda request, error: failed(request, 503, str(error), **{
         "Retry-After": str(math.ceil(error.retry_after_s)), "X-Retry-After-Ms": str(math.ceil(1e3 * error.retry_after_s))}))
-    app.add_exception_handler(HTTPException, lambda request, error: failed(request, error.status_code, str(error.detail)))
+    app.add_exception_handler(StarletteHTTPException, lambda request, error: failed(request, error.status_code, str(error.detail)))
     app.add_exception_handler(RequestValidationError, lambda request, error: failed(
         request, 422, "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()[:3])))
 

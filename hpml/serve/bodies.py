@@ -4,6 +4,7 @@ import asyncio
 import json
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from hpml.serve.settings import BadInput, Settings
 
@@ -25,6 +26,8 @@ async def body(request: Request, settings: Settings) -> bytes:
                     parts.clear()
                     if total > DRAINED_MB * 1e6:
                         break
+    except ClientDisconnect:
+        raise BadInput(400, "the client left before its body was whole") from None
     except TimeoutError:
         raise BadInput(408, f"the body did not arrive within {settings.body_s:g} s") from None
     if total > most:
@@ -46,7 +49,8 @@ async def picture(request: Request, settings: Settings) -> tuple[bytes, dict[str
     async def again() -> dict:
         return {"type": "http.request", "body": content, "more_body": False}
 
-    form = await Request(request.scope, again).form(max_files=1, max_fields=settings.max_labels + 10, max_part_size=100_000)
+    form = await Request(request.scope, again).form(max_files=1, max_fields=settings.max_labels + 10,
+                                               max_part_size=int(settings.max_body_mb * 1e6))
     try:
         files = [value for _, value in form.multi_items() if hasattr(value, "read")]
         fields: dict[str, list[str]] = {}

@@ -75,6 +75,8 @@ class Service:
         self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
         self.facts = {**prepare.facts_of(job, workload, self.image_set, engine), "settings": dataclasses.asdict(settings),
                       "load_s": load_s, "call_s": self.call_s}
+        if hasattr(self, "tower"):
+            self.submit(b"loads the text tower", kind="text")  # beside the first requests, not in them
 
     def __enter__(self) -> "Service":
         return self

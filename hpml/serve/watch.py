@@ -8,9 +8,9 @@ import time
 import traceback
 import uuid
 
+from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from starlette.responses import JSONResponse
 
 from hpml import env
 from hpml.serve.service import Answer, Service

@@ -22,6 +22,7 @@ CONDA_NAMES = {"pytorch": "torch", "onnxruntime": "onnxruntime-gpu"}  # conda: P
 NOT_ON_PYPI_LIST = {"python", "pip", "setuptools"}  # in environment.yml, since conda builds a whole environment
 IMPORT_NAMES = {  # import: PyPI, where they differ
     "sklearn": "scikit-learn", "PIL": "pillow", "pynvml": "nvidia-ml-py", "yaml": "pyyaml", "tensorrt": "tensorrt-cu13",
+    "prometheus_client": "prometheus-client", "websocket": "websocket-client", "starlette": "fastapi",
 }
 
 

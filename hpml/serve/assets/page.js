@@ -54,6 +54,7 @@ async function answered(work) {
     $("result").hidden = false;
     $("error").hidden = true;
     show(answer);
+    if (!answer.results) $("result").scrollIntoView({ block: "nearest" });
     document.body.dataset.state = "done";
   } catch (error) {
     if (mine === turn) failed(error);
@@ -100,7 +101,7 @@ function timing(spent) {
     part.style.width = `${100 * spent[stage] / total}%`;
     return part;
   }));
-  $("timing-words").replaceChildren(...stages.flatMap((stage) => [element("i", { className: stage }), `${stage} ${spent[stage].toFixed(1)} ms  `]),
+  $("timing-words").replaceChildren(...stages.flatMap((stage) => [element("span", {}, element("i", { className: stage }), `${stage} ${spent[stage].toFixed(1)} ms`), " "]),
     `= ${total.toFixed(1)} ms in the server`);
 }
 
@@ -233,7 +234,8 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 }
 $("find-form").addEventListener("submit", (event) => { event.preventDefault(); find($("find-text").value); });
 $("words-form").addEventListener("submit", (event) => { event.preventDefault(); say($("words-text").value); });
-$("key-set").addEventListener("click", () => {
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
   key = $("key-value").value;
   sessionStorage.setItem("hpml-key", key);
   samples().then(() => { $("key").hidden = true; $("result").hidden = true; }).catch(failed);
