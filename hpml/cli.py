@@ -398,6 +398,7 @@ def serve(
     gallery: Annotated[str | None, typer.Option(help="clip: a folder of pictures to search (default: test frames)")] = None,
     image: Annotated[int | None, typer.Option(help="side of the model's input in pixels (default: the tier's)")] = None,
     tier: Annotated[str, typer.Option(help="sizes: smoke, cpu, gpu or full")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     data: Annotated[str, typer.Option(help="auto, real, standin or one data set by name")] = "auto",
     streams: Annotated[int | None, typer.Option(help="model calls at the same time")] = None,
     threads: Annotated[int | None, typer.Option(help="compute threads of all streams together")] = None,
@@ -415,7 +416,8 @@ def serve(
 
     given = {"streams": streams, "threads": threads, "max_batch": max_batch, "max_wait_ms": max_wait_ms, "queue": queue,
              "deadline_ms": deadline_ms, "decoders": decoders, "max_body_mb": max_body_mb, "max_megapixels": max_megapixels}
-    asked = {"engine": engine, "precision": precision, "tier": tier, "image": image, "run_id": run_id, "weights": weights, "data": data}
+    asked = {"engine": engine, "precision": precision, "tier": tier, "image": image, "run_id": run_id, "weights": weights, "data": data,
+             "device": device}
     given = {name: value for name, value in given.items() if value is not None}
     if search:
         print(server.search(workload, given, **asked))

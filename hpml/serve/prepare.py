@@ -17,7 +17,7 @@ TIMEOUT_S = 3600  # of making the INT8 graph or a build
 
 
 def plan(workload: str, *, engine: str, precision: str, tier: str, image: int | None, run_id: str, weights: str, settings: Settings,
-         data: str) -> Case:
+         data: str, device: str = "cpu") -> Case:
     """The case that is served: inference at the tier's sizes, or with trained weights at those they were trained at.
 
     weights "auto": those that the run has trained, else the published ones where a copy is here, else random ones. Raises HpmlError for
@@ -32,7 +32,7 @@ def plan(workload: str, *, engine: str, precision: str, tier: str, image: int | 
     if image:
         sizes["image"] = image
     chosen = {"engine": engine, "precision": precision, "weights": weights, "threads": settings.threads, "batch": settings.max_batch,
-              "device": "cuda" if engine == "tensorrt" else "cpu", "data": data}
+              "device": "cuda" if engine == "tensorrt" else device, "data": data}
     if engine == "openvino" and settings.max_batch == 1:
         chosen["shapes"] = "static"
     if weights == "pretrained" and module.NAME == "resnet50" and data == "auto":

@@ -38,7 +38,7 @@ class Answer:
 
 def open_service(workload: str, *, engine: str = "openvino", precision: str = "fp32", tier: str = "cpu", image: int | None = None,
                  run_id: str | None = None, weights: str = "auto", settings: Settings | dict | None = None, data: str = "auto",
-                 say: Callable[[str], object] = print) -> "Service":
+                 device: str = "cpu", say: Callable[[str], object] = print) -> "Service":
     """The workload on an engine, ready. What has to be built is built once and kept in the run (default: "serve").
 
     weights: auto (the run's trained ones, else published ones, else random), random, trained, pretrained or a file. image: another side
@@ -47,7 +47,7 @@ def open_service(workload: str, *, engine: str = "openvino", precision: str = "f
     run_id = run_id or "serve"
     settings = settings_of(settings)
     one = prepare.plan(workload, engine=engine, precision=precision, tier=tier, image=image, run_id=run_id, weights=weights,
-                       settings=settings, data=data)
+                       settings=settings, data=data, device=device)
     job = study.job_of(one, run_id)
     module = workloads.get(one.workload)
     streams = settings.streams or (env.cores() if engine == "openvino" else 1)

@@ -1,0 +1,172 @@
+"""What a service makes of bytes, and words of outputs: pictures of every kind, the evaluation's own preprocessing, saved settings."""
+
+import base64
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hpml import env
+from hpml.data.frames import FrameDataset
+from hpml.data.images import ImageDataset
+from hpml.data.masks import MaskDataset
+from hpml.env import HpmlError, Unavailable
+from hpml.serve import prepare, searching, tasks
+from hpml.serve.inputs import open_picture, reader_of
+from hpml.serve.settings import BadInput, Settings
+
+RANDOM = np.random.default_rng(0)
+
+
+def encoded(pixels, kind="PNG", **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def photograph(width: int, height: int):
+    """Smooth colours with some grain, as JPEG is made for."""
+    x, y = np.meshgrid(np.linspace(0, 6, width), np.linspace(0, 5, height))
+    smooth = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=2) * 90 + 128
+    return (smooth + RANDOM.normal(0, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+def test_a_picture_stands_upright_and_keeps_its_full_size():
+    pixels = photograph(400, 200)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held on its side
+    picture, size = open_picture(encoded(pixels, "JPEG", exif=turned, quality=95))
+    assert picture.size == size == (200, 400)
+    assert np.abs(np.asarray(picture, int) - np.rot90(pixels, -1)).mean() < 6
+    small, size = open_picture(encoded(photograph(3200, 1600), "JPEG", exif=turned), wanted=100)
+    assert size == (1600, 3200) and small.size == (200, 400), "decoded at the scale that is needed, told at its own"
+
+
+def test_a_scaled_decode_stays_near_the_full_one():
+    content = encoded(photograph(2000, 1500), "JPEG", quality=90)
+    full, scaled = open_picture(content)[0], open_picture(content, wanted=256)[0]
+    assert scaled.size[0] < full.size[0]
+    near = [np.asarray(picture.resize((224, 224), Image.Resampling.BILINEAR), int) for picture in (full, scaled)]
+    assert np.abs(near[0] - near[1]).mean() < 1.0 and np.abs(near[0] - near[1]).max() < 16, "of 255"
+
+
+@pytest.mark.parametrize(("content", "status"), [
+    (b"", 400), (b"GIF89a", 415), (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415), (encoded(photograph(64, 64))[:200], 422),
+    (encoded(photograph(1000, 1100)), 413), (encoded(photograph(410, 10)), 422)])
+def test_what_is_no_picture_says_so(content, status):
+    with pytest.raises(BadInput) as refused:
+        open_picture(content, max_megapixels=1.0)
+    assert refused.value.status == status and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("dataset", "whole"), [
+    (ImageDataset(RANDOM.integers(0, 255, (3, 32, 32, 3), np.uint8), np.arange(3), train=False, image=48), False),
+    (MaskDataset(RANDOM.integers(0, 255, (3, 64, 64, 3), np.uint8), np.zeros((3, 64, 64), np.uint8), train=False, image=32), True),
+    (FrameDataset(RANDOM.integers(0, 255, (3, 72, 128, 3), np.uint8), np.zeros((3, 3), np.float32), train=False), True)])
+def test_a_served_sample_is_the_input_of_the_evaluation(dataset, whole):
+    read, side = reader_of(dataset, whole=whole)
+    for i in range(len(dataset)):
+        served = read(open_picture(encoded(dataset.images[i]), wanted=side)[0])
+        np.testing.assert_array_equal(served[0], np.asarray(dataset[i][0]))
+    assert read(Image.fromarray(photograph(300, 200))).shape == (1, *dataset[0][0].shape)
+
+
+def test_pictures_of_files_take_the_files_way(tmp_path):
+    from hpml.data.jpegfiles import FileDataset, FileSet
+
+    content = encoded(photograph(500, 375), "JPEG", quality=90)
+    (tmp_path / "one.jpg").write_bytes(content)
+    places = np.array([(b"one.jpg", -1, 0, 0)], dtype=[("name", "S10"), ("archive", int), ("offset", int), ("size", int)])
+    labels = np.zeros(1, np.int64)
+    files = FileSet(name="x", title="x", origin="real", classes=["x"], train_images=places, train_labels=labels, test_images=places,
+                    test_labels=labels, checksum="0", root=str(tmp_path))
+    dataset = FileDataset(files, train=False, image=224)
+    read, side = reader_of(dataset, whole=False)
+    assert side == 256
+    np.testing.assert_array_equal(read(open_picture(content, wanted=side)[0])[0], dataset[0][0].numpy())
+
+
+def test_answers_in_words():
+    top = tasks._classes_answer([f"c{i}" for i in range(7)])(np.array([[0, 3, 1, 9, 2, -1, 4]], np.float32), None)["top"]
+    assert [one["label"] for one in top] == ["c3", "c6", "c1", "c4", "c2"] and top[0]["probability"] > 0.98
+
+    place = tasks._place_answer({"image": 320})(np.array([[160, 90, 2.0]], np.float32), (1280, 720))
+    assert (place["x"], place["y"], place["visible"]) == (640, 360, True) and place["probability"] == pytest.approx(0.8808, abs=1e-3)
+    assert not tasks._place_answer({"image": 320})(np.array([[0, 0, -2.0]]), (10, 10))["visible"]
+
+    logits = np.zeros((1, 3, 8, 8), np.float32)
+    logits[0, 1, :, 4:] = 1
+    answer = tasks._mask_answer(["pet", "background", "boundary"])(logits, (100, 50))
+    mask = Image.open(io.BytesIO(base64.b64decode(answer["mask_png"])))
+    assert mask.size == (100, 50) and np.unique(np.asarray(mask)[:, :50]) == 0 and np.unique(np.asarray(mask)[:, 50:]) == 1
+    assert [one["share"] for one in answer["classes"]] == [0.5, 0.5, 0]
+
+
+def test_texts_are_bounded():
+    settings = Settings(max_text=10)
+    assert tasks.text_of("héllo".encode(), settings) == "héllo"
+    for content, status in ((b" \n", 422), (b"\xff", 422), (b"x" * 11, 413)):
+        with pytest.raises(BadInput) as refused:
+            tasks.text_of(content, settings)
+        assert refused.value.status == status
+
+
+def test_weights_are_the_runs_else_published_else_random_and_sizes_those_of_the_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("HPML_RESULTS", str(tmp_path))
+    monkeypatch.setenv("HPML_WEIGHTS", str(tmp_path / "none"))
+    asked = {"engine": "openvino", "precision": "fp32", "tier": "cpu", "image": None, "run_id": "r", "weights": "auto",
+             "settings": Settings(), "data": "auto"}
+    plain = prepare.plan("xlnet", **asked)
+    assert (plain.knobs["weights"], plain.knobs["variant"], plain.knobs["shapes"]) == ("random", "base", "static")
+    models = env.run_dir("r") / "models"
+    models.mkdir(parents=True)
+    (models / "xlnet.safetensors").write_bytes(b"")
+    (models / "xlnet.json").write_text(json.dumps({"knobs": {"variant": "small", "length": 32, "batch": 99}}))
+    fitted = prepare.plan("xlnet", **asked)
+    assert (fitted.knobs["weights"], fitted.knobs["variant"], fitted.knobs["length"]) == ("trained", "small", 32)
+    assert prepare.plan("resnet50", **{**asked, "image": 96, "settings": Settings(max_batch=4)}).knobs["shapes"] == "dynamic"
+    with pytest.raises(Unavailable, match="XLNet in int8"):
+        prepare.plan("xlnet", **{**asked, "precision": "int8"})
+
+
+def test_a_search_keeps_the_fastest_that_leaves_room_and_serving_takes_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HPML_RESULTS", str(tmp_path))
+    rates = iter([(10, 20.0), (30, 60.0), (20, 50.0), (90, 120.0), (1, 1.0), (1, 1.0)])
+
+    class Opened:
+        def __init__(self, workload, *, settings, say, **asked):
+            self.asked = settings
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(searching, "open_service", Opened)
+    monkeypatch.setattr(searching, "full_load", lambda service, seconds: dict(zip(("per_s", "own_ms"), next(rates), strict=True)))
+    monkeypatch.setattr(searching, "candidates", lambda engine: [{"streams": n, "max_batch": n, "max_wait_ms": 0.0, "decoders": 2}
+                                                                 for n in (1, 2, 3, 4)])
+    asked = {"engine": "openvino", "precision": "fp32", "run_id": "r"}
+    assert searching.found("resnet50", **asked) == {}
+    said = searching.search("resnet50", {}, say=lambda line: None, **asked)
+    assert "30 answers/s of 4 tried" in said, "90 a second would leave no time to wait in"
+    assert searching.found("resnet50", **asked)["streams"] == 2
+    assert searching.found("resnet50", **{**asked, "precision": "int8"}) == {}
+    searching.place("resnet50", **asked).write_text("{")
+    assert searching.found("resnet50", **asked) == {}
+
+
+def test_what_is_served_is_named():
+    engine = SimpleNamespace(actual={"provider": "openvino"})
+    job = {"knobs": {"weights": "/x/mine.safetensors", "engine": "openvino", "precision": "fp32", "image": 8}, "weights_sha256": "ab",
+           "case": {"workload": "a/my_model.py"}, "run_dir": "/runs/r"}
+    workload, data = SimpleNamespace(NAME="m", TITLE="Mine", METRIC="accuracy"), SimpleNamespace(title="D", origin="real")
+    facts = prepare.facts_of(job, workload, data, engine)
+    assert facts["workload"] == "my_model" and facts["weights"] == "weights of mine.safetensors" and facts["sizes"] == {"image": 8}
+    with pytest.raises(HpmlError, match="unknown workload 'nothing'"):
+        prepare.plan("nothing", engine="openvino", precision="fp32", tier="cpu", image=None, run_id="r", weights="auto",
+                     settings=Settings(), data="auto")
