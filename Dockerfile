@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1
 # `hpml serve` in a container:  docker build -t hpml-serve .                              for a CPU
 #                               docker build -t hpml-serve:cuda --build-arg VARIANT=cuda .
-# PyPI's torch brings CUDA's libraries (5 GB). For a small CPU image name PyTorch's own CPU index: --build-arg TORCH_INDEX=...
+# PyPI's torch brings CUDA's libraries (5 GB). A small CPU image takes the wheels of PyTorch's own CPU build from a folder instead:
+# put torch and torchvision into wheels/ first (`pip download`, as pytorch.org says for CPU).
 # The second stage holds the environment and the package, no compiler and no pip cache; it runs as a user without rights on a read-only
 # file system, and writes only to /srv/hpml (runs, caches) and /tmp.
 ARG PYTHON=3.12
@@ -9,14 +10,13 @@ ARG VARIANT=cpu
 
 FROM python:${PYTHON}-slim AS build
 ARG VARIANT
-ARG TORCH_INDEX=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/hpml
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY hpml hpml
-RUN if [ "$VARIANT" = cpu ] && [ -n "$TORCH_INDEX" ]; then \
-        PIP_INDEX_URL="$TORCH_INDEX" /opt/hpml/bin/python -m pip install torch torchvision; fi
+COPY wheel[s] wheels
+RUN if [ "$VARIANT" = cpu ] && [ -d wheels ]; then /opt/hpml/bin/python -m pip install wheels/*.whl; fi
 RUN /opt/hpml/bin/python -m pip install '.[serve]'
 
 FROM python:${PYTHON}-slim
