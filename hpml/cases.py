@@ -16,7 +16,8 @@ from hpml.workloads import get as get_workload
 
 TIERS = ("smoke", "cpu", "gpu", "full")
 # Phases that share another one's sizes.
-SIZES_OF = {"export": "infer", "quantize": "infer", "build": "infer", "serve": "infer", "profile": "train", "transfer": "data"}
+SIZES_OF = {"export": "infer", "quantize": "infer", "build": "infer", "serve": "infer", "profile": "train", "transfer": "data",
+            "pack": "data"}
 
 
 @dataclass

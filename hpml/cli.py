@@ -332,7 +332,7 @@ def data_shard(
     shard_mib: Annotated[float, typer.Option(help="size of a shard")] = 64,
     quality: Annotated[int | None, typer.Option(help="encode each JPEG again at this quality (1 to 95)")] = None,
     max_side: Annotated[int | None, typer.Option(help="shrink the longer side to this many pixels, and encode again")] = None,
-    processes: Annotated[int, typer.Option(help="processes that pack; 0 = all cores")] = 0,
+    threads: Annotated[int, typer.Option(help="shards packed at the same time; 0 = as many as there are cores")] = 0,
     seed: Annotated[int, typer.Option(help="of the order in which samples are packed")] = 0,
     with_test: Annotated[bool, typer.Option("--with-test", help="pack the test images too, into shards of their own")] = False,
     check: Annotated[bool, typer.Option("--check", help="decode every image first; else only those that look damaged")] = False,
@@ -348,7 +348,7 @@ def data_shard(
         if some := recode.readable(files, files.train_images[::step][:packing.SAMPLE]):
             print(recode.text(recode.table(some, asked)))
     parts = shards.PARTS if with_test and files.informative else ("train",)
-    index = packing.pack(files, target, shard_mib=shard_mib, recode=asked, processes=processes, seed=seed, parts=parts, check=check)
+    index = packing.pack(files, target, shard_mib=shard_mib, recode=asked, threads=threads, seed=seed, parts=parts, check=check)
     for entry in index.skipped[:20]:
         print(f"left out: {entry['name']}: {entry['reason']}")
     took = time.perf_counter() - began

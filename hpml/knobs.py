@@ -6,8 +6,9 @@ from typing import Any
 
 from hpml.env import HpmlError
 
-# profile: a training step under profilers; quantize and build: an artefact is made, and its making is the figure; serve: a load test.
-PHASES = ("train", "profile", "infer", "export", "quantize", "build", "serve", "data", "transfer", "limit")
+# profile: a training step under profilers; quantize, build and pack: an artefact is made, and its making is the
+# figure; serve: a load test.
+PHASES = ("train", "profile", "infer", "export", "quantize", "build", "serve", "data", "pack", "transfer", "limit")
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,11 @@ _TRAIN, _LOAD, _ENGINE = ("train", "profile"), ("train", "profile", "data"), ("i
 _MODEL = (*_TRAIN, *_ENGINE, "export", "quantize", "serve")
 _ALL = (*_MODEL, "data")
 _ANY = (*_ALL, "limit")
+_PACKED = (*_ALL, "pack")
 KNOBS: dict[str, Knob] = {
-    "data": Knob("auto", _ALL, "data set: auto, real, standin, or one by name", least=None),
-    "device": Knob("cpu", _ANY, "where the model runs", ("cpu", "cuda")),
-    "threads": Knob(0, _ANY, "compute threads; 0 = all cores"),
+    "data": Knob("auto", _PACKED, "data set: auto, real, standin, or one by name", least=None),
+    "device": Knob("cpu", (*_ANY, "pack"), "where the model runs", ("cpu", "cuda")),
+    "threads": Knob(0, (*_ANY, "pack"), "compute threads; 0 = all cores"),
     "batch": Knob(32, _ALL, "samples in one step", least=1),
     "image": Knob(32, _ALL, "side of the input image in pixels", least=8),
     "length": Knob(64, _ALL, "tokens of a text; longer ones are cut, shorter ones padded", least=8),
@@ -37,6 +39,7 @@ KNOBS: dict[str, Knob] = {
     "weights": Knob("random", _MODEL, "random, trained (left by notebook 10-15 of the run), pretrained (published) or a .safetensors file",
                     least=None),
     "workers": Knob(0, _LOAD, "loader worker processes; 0 = load in the training process"),
+    "packer": Knob("shards", ("pack",), "who packs image files: tar, or hpml into shards", ("tar", "shards")),
     "pin_memory": Knob(False, _LOAD, "collate into page-locked memory"),
     "prefetch": Knob(2, _LOAD, "batches loaded ahead by each worker", least=1),
     "persistent_workers": Knob(True, _LOAD, "keep workers alive between epochs"),
@@ -55,8 +58,8 @@ KNOBS: dict[str, Knob] = {
     "schedule": Knob("constant", _TRAIN, "learning rate over the training", ("constant", "cosine", "onecycle")),
     "lr": Knob(0.0, _TRAIN, "peak learning rate; 0 = the workload's for this optimizer"),
     "epochs": Knob(0, ("train",), "0 = measure steady steps; n = train n epochs and evaluate after each"),
-    "train_samples": Knob(0, _ALL, "training samples used; 0 = all"),
-    "test_samples": Knob(0, _ALL, "test samples used; 0 = all"),
+    "train_samples": Knob(0, _PACKED, "training samples used; 0 = all"),
+    "test_samples": Knob(0, _PACKED, "test samples used; 0 = all"),
     "stem": Knob("imagenet", _MODEL, "first layers: imagenet (7x7, stride 2, pool) or cifar (3x3, stride 1)",
                  ("imagenet", "cifar")),
     "engine": Knob("eager", (*_ENGINE, "serve", "limit"), "what executes the model: eager, onnxruntime, openvino, ...", least=None),
@@ -85,7 +88,7 @@ KNOBS: dict[str, Knob] = {
     "keep": Knob(2, ("train",), "checkpoints that are kept", least=1),
     "slowdown": Knob(0.0, ("train", "infer"), "extra time per step as a share of it: a planted difference, for testing the protocol"),
     "connections": Knob(8, ("transfer",), "TCP connections at the same time", least=1),
-    "seed": Knob(0, (*_ALL, "transfer"), "random seed; each round adds its number"),
+    "seed": Knob(0, (*_PACKED, "transfer"), "random seed; each round adds its number"),
     "kind": Knob("matmul", ("limit",), "which limit",
                  ("matmul", "conv3x3", "memory", "h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable", "jpeg")),
     "dtype": Knob("fp32", ("limit",), "data type of the limit", least=None),

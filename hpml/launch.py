@@ -20,7 +20,7 @@ from hpml.env import HpmlError, Unavailable, machine, no_gpu
 # Which module measures a phase: its function takes (job, workload module) and returns fields of the record.
 MEASURERS = {"train": ("hpml.train", "measure"), "infer": ("hpml.infer", "measure"), "export": ("hpml.infer", "measure_export"),
              "build": ("hpml.build", "measure"), "quantize": ("hpml.quantize", "measure"), "serve": ("hpml.loadtest", "measure"),
-             "data": ("hpml.loading", "measure"), "transfer": ("hpml.transfer", "measure"),
+             "data": ("hpml.loading", "measure"), "pack": ("hpml.pack", "measure"), "transfer": ("hpml.transfer", "measure"),
              "profile": ("hpml.profiling", "measure"), "fit": ("hpml.fit", "fit")}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "defaultcpuallocator")
 

@@ -104,8 +104,8 @@ def _measured_again_if_busy(plan: Plan, group: list[int], number: int, order: li
 def needs_floor(cases: Sequence[Case]) -> bool:
     """Whether the cases make a speed comparison whose verdict needs the noise floor. The smoke tier gives no verdicts."""
     first = cases[0]
-    return (len(cases) > 1 and first.phase in ("train", "infer", "data") and first.tier != "smoke" and not compare.is_quality_run(first)
-            and not first.arm)
+    return (len(cases) > 1 and first.phase in ("train", "infer", "data", "pack") and first.tier != "smoke"
+            and not compare.is_quality_run(first) and not first.arm)
 
 
 def _undecided(plan: Plan, found: dict[str, list[Record]], noise: list[Record]) -> set[str]:

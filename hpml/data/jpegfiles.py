@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import struct
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ class FileSet(ImageSet):
 def read_place(root: str, archives: tuple[str, ...], place: np.void) -> bytes:
     """The bytes at a place of a FileSet."""
     if place["archive"] < 0:
-        return Path(root, place["name"].decode()).read_bytes()
+        with open(os.path.join(root, place["name"].decode()), "rb", buffering=0) as file:
+            return file.read()
     with open(archives[place["archive"]], "rb") as file:
         file.seek(int(place["offset"]))
         return file.read(int(place["size"]))

@@ -1,7 +1,7 @@
 """Packing: images into WebDataset shards, in parallel, with equal bytes for equal input, and from where it stopped.
 
 Samples are shuffled by a seed before they are packed, so a reader that takes shards in order meets all classes at once. Which sample goes
-into which shard follows from sizes alone, so the bytes do not depend on how many processes pack.
+into which shard follows from sizes alone, so the bytes do not depend on how many threads pack.
 """
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import io
 import json
-import multiprocessing
+import os
 import tarfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpml.data.images import say
 from hpml.data.jpegfiles import NOT_DECODED, FileSet, decoded, read_place
-from hpml.data.recode import EXTENSIONS, Recode, readable, share_of_bytes
+from hpml.data.recode import Recode, extension, readable, share_of_bytes
 from hpml.data.shards import BLOCK, FORMAT, INDEX, PARTS, Index, Shard, fault, read_index
 from hpml.env import HpmlError, cores
 
@@ -35,17 +33,20 @@ JOURNAL, LOCK = "packing.json", ".packing.lock"
 SHARD_MIB = 64
 SAMPLE = 16  # images that tell how much smaller encoding again makes them
 PROGRESS_S = 2.0
-ALONE_MIB = 256  # less is packed by one process sooner than others have started
-JPEG_END, END_BYTES = b"\xff\xd9", 4096  # a whole JPEG has this mark; some writers leave a few bytes after it
+JPEG_START, JPEG_END, END_BYTES = b"\xff\xd8\xff", b"\xff\xd9", 4096  # the marks of a whole JPEG; a few bytes may follow the last
+NOTHING, END = bytes(BLOCK), bytes(2 * BLOCK)  # what a member is padded with; what a tar ends with
+# A tar header without name and size, to be filled in: for a checksum, the sum of its bytes, what stands there counts as blanks.
+PLAIN = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+PLAIN_SUM = sum(PLAIN[:124] + PLAIN[135:148] + b" " * 8 + PLAIN[156:])
 
 
-def pack(files: FileSet, target: Path, *, shard_mib: float = SHARD_MIB, recode: Recode | None = None, processes: int = 0, seed: int = 0,
+def pack(files: FileSet, target: Path, *, shard_mib: float = SHARD_MIB, recode: Recode | None = None, threads: int = 0, seed: int = 0,
          parts: tuple[str, ...] = ("train",), check: bool = False) -> Index:
     """Pack the images of `files` into shards of about `shard_mib` in the folder `target`; returns the index, which is written last.
 
     What cannot be read as an image is left out and listed in the index; `check` decodes every image to find out, else only those whose
     bytes look unlike a whole JPEG. A shard appears when it is whole. Started again, it keeps the shards that are finished and right.
-    `processes=0`: all cores, or one where there is little to pack. Raises HpmlError for a target that holds something else, cannot be
+    `threads=0`: all cores. Raises HpmlError for a target that holds something else, cannot be
     written or is full.
     """
     if unknown := set(parts) - set(PARTS):
@@ -64,32 +65,30 @@ def pack(files: FileSet, target: Path, *, shard_mib: float = SHARD_MIB, recode: 
         if done:
             say(f"{target}: {len(done)} of {len(planned)} shards are there and right")
         with _said(target):
-            _pack_missing(files, target, planned, done, recipe, recode, check, processes)
+            _pack_missing(files, target, planned, done, recipe, recode, check, threads or cores())
             shards = tuple(shard for job in planned if (shard := done[job.name][0]))
             left_out = tuple(entry for job in planned for entry in done[job.name][1])
             if not shards:
                 raise HpmlError(f"{files.title}: none of the {len(left_out)} images can be read, the first is {left_out[0]['name']}")
             index = Index(shards, tuple(files.classes), facts, left_out, recipe)
-            _write(target / INDEX, asdict(index))
+            _write(target / INDEX, {**vars(index), "shards": [vars(shard) for shard in shards]})
             (target / JOURNAL).unlink(missing_ok=True)
     return index
 
 
 def _pack_missing(files: FileSet, target: Path, planned: list[_Job], done: dict, recipe: str, recode: Recode | None, check: bool,
-                  processes: int) -> None:
+                  threads: int) -> None:
     """Pack what `done` has not, and write down in it and in the journal what is finished, also where something stops the packing."""
     missing = [job for job in planned if job.name not in done]
     mib, packed_mib = sum(job.mib for job in missing), 0.0
-    if not processes:
-        processes = cores() if recode or check or mib > ALONE_MIB else 1
     began = said = time.monotonic()
 
     def journal() -> None:
-        entries = {name: [shard and asdict(shard), left_out] for name, (shard, left_out) in done.items()}
+        entries = {name: [shard and vars(shard), left_out] for name, (shard, left_out) in done.items()}
         _write(target / JOURNAL, {"recipe": recipe, "done": entries})
 
     try:
-        for job, packed in _packed(files, target, missing, recode, check, processes):
+        for job, packed in _packed(files, target, missing, recode, check, threads):
             done[job.name] = packed
             packed_mib += job.mib
             if time.monotonic() - said > PROGRESS_S:
@@ -97,9 +96,10 @@ def _pack_missing(files: FileSet, target: Path, planned: list[_Job], done: dict,
                 journal()
                 say(f"{target}: {len(done)} of {len(planned)} shards, {packed_mib:,.0f} of {mib:,.0f} MiB, "
                     f"{packed_mib / (said - began):,.0f} MiB/s")
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):  # where the disk is full, it may be too full for this
             journal()
+        raise
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,18 +138,18 @@ def _plan(files: FileSet, shard_mib: float, recode: Recode | None, seed: int, pa
     return jobs
 
 
-def _packed(files: FileSet, target: Path, jobs: list[_Job], recode: Recode | None, check: bool, processes: int) -> Iterator[tuple]:
-    """(job, (shard or None without a sample, what was left out)) as shards become finished."""
-    if min(processes, len(jobs)) <= 1:
+def _packed(files: FileSet, target: Path, jobs: list[_Job], recode: Recode | None, check: bool, threads: int) -> Iterator[tuple]:
+    """(job, (shard or None without a sample, what was left out)) as shards become finished. Threads are enough: reading, hashing, writing
+    and Pillow's work leave Python's lock free."""
+    if min(threads, len(jobs)) <= 1:
         for job in jobs:
             yield job, _one(files.root, files.archives, target, job, recode, check)
         return
-    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=multiprocessing.get_context("forkserver")) as pool:
+    with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
         going = {pool.submit(_one, files.root, files.archives, target, job, recode, check): job for job in jobs}
         try:
-            while going:
-                for future in wait(going, return_when=FIRST_COMPLETED).done:
-                    yield going.pop(future), future.result()
+            for future in as_completed(going):
+                yield going[future], future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -157,22 +157,23 @@ def _packed(files: FileSet, target: Path, jobs: list[_Job], recode: Recode | Non
 def _one(root: str, archives: tuple[str, ...], target: Path, job: _Job, recode: Recode | None,
          check: bool) -> tuple[Shard | None, list[dict]]:
     """Write one shard: (it, or None without a single image; what was left out). Raises OSError where it cannot be written."""
-    skipped, samples, part = [], 0, target / f"{job.name}.part"
+    skipped, samples, part, digest = [], 0, target / f"{job.name}.part", hashlib.sha256()
     try:
-        with part.open("wb") as file:
-            digest = hashlib.sha256()
-            for number, place, label in zip(job.ids, job.places, job.labels, strict=True):
-                content, extension, reason = _sample(root, archives, place, recode, check)
+        with part.open("wb", buffering=0) as file:
+            out = file.fileno()
+            for number, place, label in zip(job.ids.tolist(), job.places, job.labels.tolist(), strict=True):
+                content, kind, reason = _sample(root, archives, place, recode, check)
                 if reason:
                     skipped.append({"name": place["name"].decode(), "reason": reason})
                     continue
                 samples += 1
-                for member, data in (("cls", str(int(label)).encode()), (extension, content)):
-                    for piece in (_header(f"{number:08d}.{member}", len(data)), data, bytes(-len(data) % BLOCK)):
-                        digest.update(piece)
-                        file.write(piece)
-            digest.update(bytes(2 * BLOCK))
-            file.write(bytes(2 * BLOCK))  # the end of a tar
+                said = str(label).encode()
+                head = _header(f"{number:08d}.cls", len(said)) + said.ljust(BLOCK, b"\0") + _header(f"{number:08d}.{kind}", len(content))
+                for piece in (pieces := (head, content, NOTHING[: -len(content) % BLOCK])):
+                    digest.update(piece)
+                _written(out, pieces)
+            digest.update(END)
+            _written(out, (END,))
             size = file.tell()
         if not samples:
             return None, skipped
@@ -182,30 +183,37 @@ def _one(root: str, archives: tuple[str, ...], target: Path, job: _Job, recode: 
         part.unlink(missing_ok=True)
 
 
+def _written(out: int, pieces: tuple[bytes, ...]) -> None:
+    """Write the pieces one after another to an open file, all of them."""
+    done, size = os.writev(out, pieces), sum(map(len, pieces))
+    while done < size:
+        done += os.write(out, b"".join(pieces)[done:])
+
+
 def _header(name: str, size: int) -> bytes:
-    """A tar header that depends on name and size alone: no owner, no time."""
-    info = tarfile.TarInfo(name)
-    info.size = size
-    return info.tobuf(tarfile.USTAR_FORMAT)
+    """The header of a tar's member, which depends on name and size alone: no owner, no time.
+
+    It is tarfile's with two fields filled in: made anew by tarfile it would take longer than reading the file.
+    """
+    named, length = name.encode(), f"{size:011o}".encode()
+    checksum = f"{PLAIN_SUM + sum(named) + sum(length):06o}".encode()
+    return named.ljust(100, b"\0") + PLAIN[100:124] + length + PLAIN[135:148] + checksum + PLAIN[154:]
 
 
 def _sample(root: str, archives: tuple[str, ...], place, recode: Recode | None, check: bool) -> tuple[bytes, str, str | None]:
     """(bytes, extension, None), or why an image is left out: what `decoded` refuses is, so a reader of the files leaves out the same."""
-    from PIL import Image
-
     try:
         content = read_place(root, archives, place)
         if not content:
             return b"", "", "empty file"
         if recode:
             return (*recode.apply(content), None)
-        with Image.open(io.BytesIO(content)) as picture:  # its head only
-            kind = picture.format
-        if check or kind != "JPEG" or JPEG_END not in content[-END_BYTES:]:
+        whole = content.startswith(JPEG_START) and JPEG_END in content[-END_BYTES:]
+        if check or not whole:
             decoded(content)
     except NOT_DECODED as error:
         return b"", "", " ".join(f"{getattr(error, 'strerror', None) or error}".split()) or type(error).__name__
-    return content, EXTENSIONS.get(kind, "img"), None
+    return content, "jpg" if whole else extension(content), None
 
 
 def _kept(target: Path, recipe: str) -> dict[str, tuple[Shard | None, list[dict]]]:
@@ -256,5 +264,3 @@ def _said(target: Path) -> Iterator[None]:
             raise HpmlError(f"{target}: no space left; "
                             "make room, then run it again: finished shards are kept") from None
         raise HpmlError(f"cannot write to {target}: {error.strerror or error}") from None
-    except BrokenProcessPool:
-        raise HpmlError(f"{target}: a packing process was killed (lack of memory?); run it again: finished shards are kept") from None

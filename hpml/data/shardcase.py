@@ -53,12 +53,16 @@ def _end(server: localhttp.Server, cache: tempfile.TemporaryDirectory) -> None:
 
 def packed(files: FileSet) -> Path:
     """The folder with the training images of `files` as shards, below the cache folder; packed on first use."""
-    sizes = files.train_images["size"]
-    mib = min(float(packing.SHARD_MIB), max(LEAST_MIB, float(sizes.sum()) / 2**20 / PARTS))
+    mib = size_mib(files)
     words = f"{FORMAT} {mib} {files.checksum}".encode() + files.train_images.tobytes() + files.train_labels.tobytes()
     folder = cache_dir() / f"shards-{hashlib.sha256(words).hexdigest()[:12]}"
     if not (folder / INDEX).exists():
         began = time.perf_counter()
-        packing.pack(files, folder, shard_mib=mib, processes=1)
-        say(f"packing {len(sizes):,} images into shards once: {time.perf_counter() - began:.1f} s")
+        packing.pack(files, folder, shard_mib=mib)
+        say(f"packing {len(files.train_images):,} images into shards once: {time.perf_counter() - began:.1f} s")
     return folder
+
+
+def size_mib(files: FileSet) -> float:
+    """The size of the shards of a case: the usual one, or PARTS of them where that would be fewer."""
+    return min(float(packing.SHARD_MIB), max(LEAST_MIB, int(files.train_images["size"].sum()) / 2**20 / PARTS))

@@ -66,13 +66,13 @@ SIZES = {
 def _place(knobs: dict):
     """Where the images lie that the knobs mean; None for the stand-in.
 
-    `auto` takes ImageNet where it is. A sample of one image a class serves steady steps and the loader; what needs a quality (whole
-    trainings, and inference with what they left) then takes the stand-in, because such a sample cannot test.
+    `auto` takes ImageNet where it is. A sample of one image a class serves steady steps, the loader and packing; what needs a quality
+    (whole trainings, and inference with what they left) then takes the stand-in, because such a sample cannot test.
     """
     from hpml.data import imagenet
 
     path = None if knobs["data"] == "standin" else imagenet.find()
-    judged = bool(knobs.get("epochs")) or "workers" not in knobs
+    judged = bool(knobs.get("epochs")) or not {"workers", "packer"} & knobs.keys()
     return None if path and knobs["data"] == "auto" and judged and imagenet.one_a_class(path) else path
 
 

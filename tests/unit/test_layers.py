@@ -11,8 +11,8 @@ LAYERS = [
      "plot_stack", "plot_summary", "plot_tradeoff", "plot_training", "tables", "tables_serving", "tables_training", "tables_runs",
      "nginx", "link"},
     {"workloads", "engines", "export", "pretrained"},
-    {"train", "work", "distributed", "fit", "infer", "stored", "build", "loading", "profiling", "quantize", "transfer", "checkpoint",
-     "loadgen", "loadtargets", "loadfacts"},
+    {"train", "work", "distributed", "fit", "infer", "stored", "build", "loading", "pack", "profiling", "quantize", "transfer",
+     "checkpoint", "loadgen", "loadtargets", "loadfacts"},
     {"launch", "cases", "rounds", "study", "results", "check", "serve", "loadsite", "loadtest", "streams"},
     {"cli", "runner", "notebooks", "reference", "report", "report_notebook", "report_readme", "report_results"},
 ]

@@ -26,10 +26,10 @@ def hpml(*words: object, **settings: str) -> subprocess.CompletedProcess:
                           env={**os.environ, **settings})
 
 
-def test_equal_input_gives_equal_bytes_whatever_the_number_of_processes(tmp_path):
+def test_equal_input_gives_equal_bytes_whatever_the_number_of_threads(tmp_path):
     _, index = packed(tmp_path)
     files = imagefolder.load(tmp_path / "images")
-    packing.pack(files, tmp_path / "two", shard_mib=0.02, processes=2)
+    packing.pack(files, tmp_path / "two", shard_mib=0.02, threads=2)
     packing.pack(files, tmp_path / "other seed", shard_mib=0.02, seed=1)
     assert len(index.shards) > 2 and index.samples == 24 and index.classes == ("class0", "class1", "class2")
     assert contents(tmp_path / "shards") == contents(tmp_path / "two") != contents(tmp_path / "other seed")
@@ -89,7 +89,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
     monkeypatch.setattr(packing, "_one", stops)
     with pytest.raises(HpmlError, match=r"no space left; make room, then run it again: finished shards are kept"):
-        packed(tmp_path)
+        packed(tmp_path, threads=1)
     place, files = tmp_path / "shards", imagefolder.load(tmp_path / "images")
     assert not (place / INDEX).exists() and len(list(place.glob("*.tar"))) == 2 and not list(place.glob("*.part"))
     times = {path.name: path.stat().st_mtime_ns for path in place.glob("*.tar")}
@@ -110,7 +110,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     command = f"mount -t tmpfs -o size=128k none {disk} && exec {sys.executable} -c 'from hpml.cli import main; main()' " \
-              f"data shard {tmp_path / 'images'} {disk / 'shards'} --shard-mib 0.05 --processes 2"
+              f"data shard {tmp_path / 'images'} {disk / 'shards'} --shard-mib 0.05 --threads 2"
     done = subprocess.run(["unshare", "--mount", "sh", "-c", command], capture_output=True, text=True)
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"no mount here: {done.stderr.strip().splitlines()[-1]}")
@@ -196,3 +196,20 @@ def test_the_test_part_gets_shards_of_its_own(tmp_path):
     assert files.informative and files.test_labels.tolist() == [1]
     index = packing.pack(files, tmp_path / "shards", parts=("train", "test"))
     assert [(shard.name, shard.samples) for shard in index.shards] == [("train-000000.tar", 24), ("test-000000.tar", 1)]
+
+
+def test_packing_is_measured_beside_tar(tmp_path):
+    from types import SimpleNamespace
+
+    from hpml import pack
+    from hpml.knobs import validate
+
+    folder(tmp_path / "images")
+    workload = SimpleNamespace(data=lambda knobs: imagefolder.load(tmp_path / "images"))
+    made = {}
+    for packer in ("tar", "shards"):
+        job = {"knobs": validate("pack", {"packer": packer}), "protocol": {"warmup": 1, "min_iters": 2, "min_seconds": 0.0}}
+        made[packer] = pack.measure(job, workload)
+        assert len(made[packer]["samples"]["values"]) == 2 and made[packer]["samples"]["items"] == 24
+    assert made["shards"]["actual"]["shards"] == 1 and made["tar"]["actual"]["packer"].startswith("tar")
+    assert made["tar"]["io"]["files_mib"] == made["shards"]["io"]["files_mib"] <= made["tar"]["io"]["packed_mib"]
