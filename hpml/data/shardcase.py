@@ -17,7 +17,7 @@ from hpml.data.stream import ShardDataset
 from hpml.env import Unavailable, cache_dir, missing
 
 STORAGES = ("shards", "shards_http", "webdataset")
-LEAST_MIB, PARTS = 1.0, 16  # shards as small as a small set needs, so that it too has several
+LEAST_MIB, PARTS = 0.25, 16  # shards as small as a small set needs, so that it too has several
 
 
 def dataset(files: FileSet, *, image: int, storage: str):
