@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 import time
@@ -37,18 +38,13 @@ def dataset(files: FileSet, *, image: int, storage: str):
         return Bare(folder, image=image)
     if storage == "shards":
         return ShardDataset(open_store(folder), image=image)
-    server = localhttp.Server(folder)
-    cache = tempfile.TemporaryDirectory(prefix="hpml-shards-")
-    store = open_store(server.url, cache=Path(cache.name))
-    samples = ShardDataset(store, image=image, keep=max(1, len(store.index.shards) // 4))
-    samples.actual["server"] = server.name
-    weakref.finalize(samples, _end, server, cache)
+    with contextlib.ExitStack() as stack:
+        url, server = stack.enter_context(localhttp.serve(folder))
+        store = open_store(url, cache=Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hpml-shards-"))))
+        samples = ShardDataset(store, image=image, keep=max(1, len(store.index.shards) // 4))
+        samples.actual["server"] = server
+        weakref.finalize(samples, stack.pop_all().close)
     return samples
-
-
-def _end(server: localhttp.Server, cache: tempfile.TemporaryDirectory) -> None:
-    server.stop()
-    cache.cleanup()
 
 
 def packed(files: FileSet) -> Path:

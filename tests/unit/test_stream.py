@@ -306,9 +306,10 @@ def test_storages_of_a_case(tmp_path, monkeypatch):
     with pytest.raises(HpmlError, match="2 ranks: this storage is read by one process"):
         loader(samples, KNOBS, batch=4, shuffle=True, seed=0, share=(0, 2))
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
-    server = localhttp.Server(tmp_path / "shards")
-    assert server.name == "Python's http.server" and open_store(server.url, cache=tmp_path / "c").index == read_index(tmp_path / "shards")
-    server.stop()
+    with localhttp.serve(tmp_path / "shards") as (url, server):
+        assert server == "Python's http.server" and open_store(url, cache=tmp_path / "c").index == read_index(tmp_path / "shards")
+    with pytest.raises(HpmlError, match=r"index\.json: "):
+        open_store(url, cache=tmp_path / "c")
 
 
 def test_arrays_and_other_workloads_have_no_shards():
