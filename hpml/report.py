@@ -194,7 +194,8 @@ def _summary(
     if tier == "smoke":
         text.append(f'<p class="banner">{tables.SMOKE}. This tier shows that everything works; its figures rest on a few iterations.</p>')
     text += [f'<p class="banner bad">{e(problem)}</p>' for problem in problems]
-    text.append('<div class="facts">')
+    text += ['<h2 id="findings">What was found</h2>', _findings(found, rows, charts), '<h2 id="facts">How it was measured</h2>',
+             '<div class="facts">']
     text += [
         f"<section><h3>{e(title)}</h3>{_facts(facts)}</section>"
         for title, facts in (
@@ -203,13 +204,16 @@ def _summary(
             ("Results", _result_facts(found, rows)),
         )
     ]
-    text.append('</div><h2 id="findings">What was found</h2>')
+    return "".join([*text, "</div>"])
+
+
+def _findings(found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> str:
+    """The figure of what was worth it, then the verdicts as sentences, the largest differences first."""
     rows = compare.techniques(rows)
     others = [row for row in rows if not row.is_baseline]
     if not others:
-        text.append("<p>Nothing measured yet.</p>" if not found else "<p>No comparison measured yet.</p>")
-        return "".join(text)
-    text.append(report_results.figure(charts.draw("worth", repr(others), plot.worth, rows)))
+        return "<p>Nothing measured yet.</p>" if not found else "<p>No comparison measured yet.</p>"
+    text = [report_results.figure(charts.draw("worth", repr(others), plot.worth, rows))]
     verdicts = [row for row in others if row.tier != "smoke"]
     lists = {
         "Faster, quality kept": [r for r in verdicts if r.verdict == "faster" and r.quality == "kept"],
@@ -249,6 +253,10 @@ def _machine_facts(found: Sequence[Record]) -> dict:
     }
 
 
+def _when(moment: str | None) -> str | None:
+    return f"{moment[:16].replace('T', ' ')} UTC" if moment else None
+
+
 def _run_facts(status: dict, notebooks: Sequence[dict], found: Sequence[Record], tier: str | None) -> dict:
     counts: dict[str, int] = {}
     for one in notebooks:
@@ -262,8 +270,8 @@ def _run_facts(status: dict, notebooks: Sequence[dict], found: Sequence[Record],
         "data": "; ".join(dict.fromkeys(compare.data_text(r) for r in found if r.actual.get("data"))),
         "commit": ", ".join(commits),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "started": status.get("started"),
-        "ended": status.get("ended") or ("not yet" if status.get("started") else None),
+        "started": _when(status.get("started")),
+        "ended": _when(status.get("ended")) or ("not yet" if status.get("started") else None),
         "budget": _seconds(status.get("budget_s")),
         "notebooks": ", ".join(f"{n} {word}" for word, n in counts.items()),
     }
