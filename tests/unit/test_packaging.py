@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SCRIPTS = ["setup.sh", "run_all.sh", "run_tests.sh", ".ci/run"]
+SCRIPTS = ["setup.sh", "run_all.sh", "serve.sh", "run_tests.sh", ".ci/run"]
 PYTHONS = ("3.11", "3.12", "3.13")
 CONDA_NAMES = {"pytorch": "torch", "onnxruntime": "onnxruntime-gpu"}  # conda: PyPI, where they differ
 NOT_ON_PYPI_LIST = {"python", "pip", "setuptools"}  # in environment.yml, since conda builds a whole environment
