@@ -23,6 +23,7 @@ NOT_ON_PYPI_LIST = {"python", "pip", "setuptools"}  # in environment.yml, since 
 IMPORT_NAMES = {  # import: PyPI, where they differ
     "sklearn": "scikit-learn", "PIL": "pillow", "pynvml": "nvidia-ml-py", "yaml": "pyyaml", "tensorrt": "tensorrt-cu13",
     "prometheus_client": "prometheus-client", "websocket": "websocket-client", "starlette": "fastapi",
+    "mlperf_loadgen": "mlcommons-loadgen",
 }
 
 
