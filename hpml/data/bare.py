@@ -18,6 +18,7 @@ class Bare(IterableDataset):
         self.urls = [str(folder / shard.name) for shard in index.part(part)]
         self.count = sum(shard.samples for shard in index.part(part))
         self.transform = jpegfiles.transform(train=True, image=image)
+        self.sample_bytes = 3 * image * image * 4
         self.actual = {"shards": len(self.urls), "webdataset": webdataset.__version__}
 
     def __len__(self) -> int:

@@ -71,10 +71,11 @@ def _check_shared_memory(dataset, batch: int, workers: int, prefetch: int) -> No
     from hpml import env
 
     shm_mib = env.machine()["shm_mib"]
-    sample = next(iter(dataset)) if isinstance(dataset, torch.utils.data.IterableDataset) else dataset[0]
-    parts = sample if isinstance(sample, tuple) else (sample,)
-    sample_mib = sum(part.nbytes for part in parts if isinstance(part, torch.Tensor)) / 2**20
-    needed_mib = sample_mib * batch * workers * (prefetch + 1)
+    if hasattr(dataset, "sample_bytes"):  # shards say it: their first one may still be on its way
+        size = dataset.sample_bytes
+    else:
+        size = sum(part.nbytes for part in dataset[0] if isinstance(part, torch.Tensor))
+    needed_mib = size / 2**20 * batch * workers * (prefetch + 1)
     if shm_mib is not None and needed_mib > shm_mib:
         raise HpmlError(f"{workers} workers with {prefetch} batches ahead need {needed_mib:.0f} MiB of /dev/shm, which has {shm_mib}: "
                         "lower workers, prefetch or batch, or enlarge it")

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -252,6 +253,23 @@ def test_a_shard_that_does_not_come_right_is_named_and_not_kept(served, mode, sa
     with pytest.raises(HpmlError, match=f"{name}.*{said}"):
         store.path(served.index.shards[0])
     assert not (store.folder / name).exists() and len(served.plan) == (39 if mode == "404" else 40 - shardstore.ATTEMPTS)
+
+
+def test_a_full_disk_is_said_at_once(served, monkeypatch):
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
+    store, asked = open_store(served.url), len(served.asked)
+    with pytest.raises(HpmlError, match=rf"{served.index.shards[0].name}: .* MiB free, .* are needed"):
+        store.path(served.index.shards[0])
+    assert len(served.asked) == asked
+
+
+def test_shared_memory_is_checked_before_a_shard_is_there(tmp_path, monkeypatch):
+    place, index = packed(tmp_path)
+    for shard in index.shards:
+        (place / shard.name).unlink()
+    monkeypatch.setattr("hpml.env.machine", lambda: {"shm_mib": 1})
+    with pytest.raises(HpmlError, match="2 workers with 2 batches ahead need 14 MiB of /dev/shm, which has 1"):
+        loader(ShardDataset(open_store(place), image=224), {**KNOBS, "workers": 2}, batch=4, shuffle=True, seed=0)
 
 
 def test_a_server_that_is_gone_is_said(served):
