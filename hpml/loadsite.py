@@ -91,17 +91,23 @@ def best_streams(job: dict) -> int | None:
     return None
 
 
+def arguments(job: dict) -> list[str]:
+    """What `hpml serve` is told so that it serves the case."""
+    knobs, streams = job["knobs"], job["knobs"]["streams"] or best_streams(job)
+    return ["--workload", job["case"]["workload"], "--engine", knobs["engine"], "--precision", knobs["precision"],
+            "--tier", job["case"]["tier"], "--image", str(knobs["image"]), "--run-id", Path(job["run_dir"]).name,
+            "--weights", knobs["weights"], "--data", knobs["data"], "--deadline-ms", str(knobs["limit_ms"]),
+            *(["--streams", str(streams)] if streams else [])]
+
+
 @contextlib.contextmanager
 def opened(job: dict, payloads: list[bytes]) -> Iterator[Site]:
     """The case's service, in this process or as a server beside it, ready and warm."""
     knobs, run_id = job["knobs"], Path(job["run_dir"]).name
     limit_s, streams = knobs["limit_ms"] / 1e3, knobs["streams"] or best_streams(job)
     if knobs["transport"] == "http":
-        arguments = ["--workload", job["case"]["workload"], "--engine", knobs["engine"], "--precision", knobs["precision"], "--tier",
-                     job["case"]["tier"], "--image", str(knobs["image"]), "--run-id", run_id, "--weights", knobs["weights"], "--data",
-                     knobs["data"], "--deadline-ms", str(knobs["limit_ms"]), *(["--streams", str(streams)] if streams else [])]
         log = Path(job["run_dir"]) / "logs" / f"serve-{job['case']['key']}.log"
-        with served(arguments, log=log) as (url, process, ready_s):
+        with served(arguments(job), log=log) as (url, process, ready_s):
             yield Site(payloads, limit_s, url=url, server_pid=process.pid, ready_s=ready_s, streams=streams)
         return
     from hpml.serve.service import open_service
@@ -123,7 +129,7 @@ def pictures(workload: ModuleType, knobs: dict, *, most: int) -> tuple[object, l
 
     image_set = workload.data(knobs)
     images = getattr(image_set, "test_images", None)
-    if images is None or "images" not in workload.INPUT_NAMES:
+    if images is None:
         raise Unavailable(f"{workload.NAME}: the load test sends images, which this workload does not answer")
     if isinstance(image_set, FileSet):
         return image_set, [image_set.read(place) for place in images[:most]]

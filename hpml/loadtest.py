@@ -66,7 +66,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
         taken = found.pop("latencies", None)
         return {
             "samples": taken and {"unit": "s", "items": 1, "values": [1 / serving["per_s"]], "latencies": loadfacts.thinned(taken)},
-            "center": "mean", "cold": {"ready_s": site.ready_s}, "quality": found.get("quality"),
+            "center": "mean", "cold": {"ready_s": site.ready_s}, "quality": found.get("quality") if knobs["weights"] != "random" else None,
             "memory": {"peak_rss_mib": site.rss_mib(peak=True)},
             "actual": {"provider": knobs["engine"], "device": "cpu", "data": summary(image_set), "serving": serving,
                        "settings": getattr(site.service, "facts", {}).get("settings")},
@@ -169,10 +169,14 @@ def plan_of(knobs: dict, tier: str) -> Plan:
 
 
 def accuracy(site: Site, workload: ModuleType, image_set) -> dict:
-    """LoadGen's accuracy run: every test image once through the service, as the file that a client would send."""
+    """LoadGen's accuracy run: every test image once through the service, as the file that a client would send. Raises Unavailable where
+    the answers are not classes."""
     from hpml.fit import quality
 
     window = site.window("offline", 0.1, rate=1.0, accuracy=True)
+    answer = next(iter(window.answers.values()))[0]
+    if "top" not in (json.loads(answer) if isinstance(answer, bytes) else answer or {"top": None}):
+        raise Unavailable(f"{workload.NAME}: the accuracy run is for classes; phase infer with measure=quality judges this workload")
     labels = [int(label) for label in image_set.test_labels]
     right = [bool(_best(window.answers[index][0]) == labels[index]) for index in sorted(window.answers)]
     chance = max(labels.count(label) for label in set(labels)) / len(labels)

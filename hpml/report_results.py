@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpml import compare, ladder, plot, tables
+from hpml import compare, ladder, plot, tables, tables_serving
 from hpml.compare import Row
 from hpml.records import Record
 
@@ -215,6 +215,12 @@ def _more_charts(name: str, rows: Sequence[Row], raw: Sequence[Record], charts: 
         drawn.append(charts.draw(_slug(name, "speed-quality"), repr(infer), plot.speed_quality, infer, margin=margin))
     if len({row.knobs.get("batch") for row in infer if row.latency_ms}) > 1:
         drawn.append(charts.draw(_slug(name, "latency"), repr(infer), plot.latency, infer))
+    under_load = [load for load in tables_serving.loads(raw) if load.confirmed()]
+    if under_load:
+        drawn.append(charts.draw(_slug(name, "load"), ids, plot.load, under_load))
+    if sum("accuracy" in load.by_scenario for load in tables_serving.loads(raw)) > 1:
+        sizes = [load for load in tables_serving.loads(raw) if "accuracy" in load.by_scenario]
+        drawn.append(charts.draw(_slug(name, "resolution"), ids, plot.resolution, sizes))
     return drawn
 
 

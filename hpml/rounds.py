@@ -218,6 +218,10 @@ def _say(record: Record, number: int, rounds: int) -> None:
         text = f"{record.status}: {record.reason}"
     elif record.case["phase"] == "limit":
         text = f"{record.actual['value']:.3g} {record.actual['unit']}"
+    elif record.case["phase"] == "serve":
+        rate = record.stats["per_s"] if record.stats else record.actual["serving"]["per_s"]
+        way = "the engine alone" if record.knobs["scenario"] == "bound" else record.knobs["transport"]
+        text = f"{record.knobs['scenario']}, {way}: {rate:.4g} queries/s"
     elif record.quality:
         text = f"{record.quality['metric']} {record.quality['value']:.3f} (n={record.quality['n']})"
     elif record.case["phase"] == "transfer":

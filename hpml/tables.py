@@ -24,7 +24,7 @@ TITLES = {
     "shuttle": "Shuttle",
 }
 PHASES = {"train": "training", "infer": "inference", "export": "export", "quantize": "quantization", "build": "engine build",
-          "profile": "profile", "data": "data loading", "pack": "packing", "transfer": "transfer"}
+          "profile": "profile", "serve": "serving", "data": "data loading", "pack": "packing", "transfer": "transfer"}
 
 
 def figure(value: float | None, unit: str = "") -> str:
