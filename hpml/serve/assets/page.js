@@ -119,7 +119,7 @@ async function draw(blob) {
   canvas.width = drawn.width;
   canvas.height = drawn.height;
   canvas.style.imageRendering = drawn.width < 128 ? "pixelated" : "auto";
-  canvas.style.minWidth = drawn.width < 128 ? "12rem" : "";
+  canvas.style.minWidth = drawn.width < 320 ? "min(100%, 20rem)" : "";
   canvas.getContext("2d").drawImage(drawn, 0, 0);
   $("shown").hidden = false;
 }
