@@ -9,6 +9,7 @@ from types import ModuleType
 
 from hpml import engines, infer, stored
 from hpml import measure as m
+from hpml.workloads import part
 
 
 def measure(job: dict, workload: ModuleType) -> dict:
@@ -20,7 +21,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
     """
     from hpml.data import summary
 
-    knobs = job["knobs"]
+    knobs, workload = job["knobs"], part(workload, job["knobs"])
     engine, target = stored.construct(job), stored.path_of(job, workload)
     image_set = workload.data(knobs)
     model = infer.fp32_model(job, workload, image_set)
@@ -32,13 +33,13 @@ def measure(job: dict, workload: ModuleType) -> dict:
     kind = engines.get(knobs["engine"])
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder, "inductor"))
-        part = Path(folder, target.name)
+        partial = Path(folder, target.name)
         started = time.perf_counter()
-        engine.build(artefact, part, workload.example_inputs(knobs, knobs["batch"]))
+        engine.build(artefact, partial, workload.example_inputs(knobs, knobs["batch"]))
         build_s = time.perf_counter() - started
-        facts = {"what": kind.STORED, "sha256": stored.sha256(part), "bytes": part.stat().st_size, "graph": graph and graph.name,
+        facts = {"what": kind.STORED, "sha256": stored.sha256(partial), "bytes": partial.stat().st_size, "graph": graph and graph.name,
                  "graph_sha256": graph and stored.sha256(graph)}
-        part.replace(target)
+        partial.replace(target)
         stored.note(target).write_text(json.dumps(facts, indent=1))
     return {
         "cold": {"export_s": made.get("export_s"), "build_s": build_s, "bytes": facts["bytes"]},

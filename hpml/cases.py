@@ -11,7 +11,7 @@ from pathlib import Path
 from hpml import env
 from hpml.env import HpmlError
 from hpml.knobs import INT8_KNOBS, validate
-from hpml.workloads import STORAGES, canonical, without
+from hpml.workloads import STORAGES, canonical, parts, without
 from hpml.workloads import get as get_workload
 
 TIERS = ("smoke", "cpu", "gpu", "full")
@@ -130,6 +130,9 @@ def _settled(workload: str, phase: str, knobs: dict) -> dict:
     if refused:
         raise HpmlError(f"{Path(workload).stem}: the knob{'s' * (len(refused) > 1)} {', '.join(refused)} "
                         f"mean{'s' * (len(refused) == 1)} nothing for this workload")
+    known = () if workload == "machine" else parts(get_workload(workload))
+    if knobs.get("part", "whole") not in ("whole", *known):
+        raise HpmlError(f"part={knobs['part']!r}: {Path(workload).stem} has the parts {', '.join(known)}")
     full = {name: value for name, value in validate(phase, knobs).items() if name not in idle}
     known = getattr(get_workload(workload), "STORAGES", STORAGES) if "storage" in full else ()
     if full.get("storage") not in (None, *known):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpml import env
+from hpml.einsum import weights_as_matrices
 from hpml.env import HpmlError, Unavailable
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def export_onnx(model, example_inputs: tuple, path: str | Path, *, input_names: 
                 torch.onnx.export(model, tuple(example_inputs), str(target), input_names=list(input_names),
                                   output_names=list(output_names), dynamo=True, dynamic_shapes=dynamic_shapes,
                                   external_data=external, verbose=False)
+            if not external:
+                weights_as_matrices(target)
             export_s = time.perf_counter() - start
             onnx.checker.check_model(str(target))
         except Exception as error:

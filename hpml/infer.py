@@ -11,8 +11,10 @@ from hpml import distributed, engines, export, stored
 from hpml import measure as m
 from hpml.env import HpmlError, Unavailable
 from hpml.fit import judge, quality
+from hpml.knobs import INT8_KNOBS
 from hpml.train import load_weights
 from hpml.work import SHAPING, known_work
+from hpml.workloads import part
 
 ROTATION = 8  # different inputs in turn: one buffer used again and again would sit in the caches
 
@@ -23,17 +25,19 @@ def fp32_model(job: dict, workload: ModuleType, image_set):
     import torch
 
     torch.manual_seed(job["knobs"]["seed"])
+    cut = getattr(workload, "of", None)  # a part's: the weights are the whole's
+    workload = getattr(workload, "whole", workload)
     model = workload.model(job["knobs"], len(image_set.classes))
     if job["weights"]:
         load_weights(model, Path(job["weights"]), workload)
-        return model.eval()
+        return cut(model.eval()) if cut else model.eval()
     norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
     for module in norms:
         module.momentum = None  # the statistics become those of what passes through
     if norms:
         with torch.no_grad():
             model.train()(*(torch.as_tensor(x) for x in _samples(workload, job["knobs"], image_set, 16)))
-    return model.eval()
+    return cut(model.eval()) if cut else model.eval()
 
 
 def _samples(workload: ModuleType, knobs: dict, image_set, count: int):
@@ -61,7 +65,7 @@ def _graph_path(job: dict, *more) -> Path:
 def int8_file(job: dict) -> Path:
     """The INT8 graph of this model: phase quantize leaves it there, inference takes it from there."""
     knobs = job["knobs"]
-    return _graph_path(job, *(knobs[name] for name in ("quantizer", "calib_samples", "calib_method", "train_samples")), job["code"])
+    return _graph_path(job, *(knobs[name] for name in (*INT8_KNOBS, "train_samples")), job["code"])
 
 
 def int8_note(job: dict) -> Path:
@@ -135,6 +139,7 @@ def check_parity(model, engine, workload: ModuleType, knobs: dict, image_set) ->
     found = export.parity(wanted, got, atol=atol, rtol=tolerance["rtol"])
     if hasattr(workload, "agreement"):  # what the same answer is, where it is not one class for each sample
         found["top1_agreement"] = workload.agreement(wanted, got)
+    found["likeness"] = workload.likeness(wanted, got) if hasattr(workload, "likeness") else {"same class": found["top1_agreement"]}
     found["tolerance"]["top1_agreement"] = tolerance["top1_agreement"] if knobs["weights"] != "random" else None
     found["tolerance"]["cosine"] = tolerance.get("cosine")
     if knobs["weights"] != "random" and found["top1_agreement"] < tolerance["top1_agreement"]:
@@ -148,7 +153,9 @@ def measure(job: dict, workload: ModuleType) -> dict:
     """An inference case in a fresh process: the latency, or the quality pass. Returns the record's fields."""
     from hpml.data import summary
 
-    knobs = job["knobs"]
+    knobs, workload = job["knobs"], part(workload, job["knobs"])
+    if hasattr(workload, "whole") and knobs["measure"] == "quality":
+        raise Unavailable(f"{workload.TITLE} has no quality of its own: {workload.whole.METRIC} is the whole model's")
     mark = m.cpu_mark()
     engine, cold = stored.start(job, workload) if knobs["stored"] else (None, {})
     image_set = workload.data(knobs)
@@ -187,7 +194,7 @@ def _int8(job: dict, engine) -> dict:
         raise Unavailable(f"{job['knobs']['engine']} computes the INT8 graph in floating point here: none of its {total} heavy operators "
                           "is INT8")
     made = json.loads(int8_note(job).read_text())
-    kept = {name: made[name] for name in ("int8_share", "samples", "weight_bits", "fp32_bytes", "weights")}
+    kept = {name: made[name] for name in ("int8_share", "samples", "weight_bits", "fp32_bytes", "weights", "quantization", "kept_fp")}
     return {"int8_ops": done, "heavy_ops_total": total, "int8_share": done / total, "quantized": {"graph": int8_file(job).name, **kept}}
 
 
@@ -262,7 +269,7 @@ def measure_export(job: dict, workload: ModuleType) -> dict:
     """An export case: the graph with its seconds, size, operators and parity on ONNX Runtime's and OpenVINO's CPU where present."""
     from hpml.data import summary
 
-    knobs = job["knobs"]
+    knobs, workload = job["knobs"], part(workload, job["knobs"])
     image_set = workload.data(knobs)
     model = fp32_model(job, workload, image_set)
     folder = Path(job["run_dir"]) / "models"

@@ -36,6 +36,8 @@ KNOBS: dict[str, Knob] = {
     "length": Knob(64, _ALL, "tokens of a text; longer ones are cut, shorter ones padded", least=8),
     "variant": Knob("base", _MODEL, "base: the published architecture; small: a named smaller one for quality rows on a CPU",
                     ("base", "small")),
+    "part": Knob("whole", (*_ENGINE, "export", "quantize"), "what of the model: all that inference runs (whole), or a part by name",
+                 least=None),
     "weights": Knob("random", _MODEL, "random, trained (left by notebook 10-15 of the run), pretrained (published) or a .safetensors file",
                     least=None),
     "workers": Knob(0, _LOAD, "loader worker processes; 0 = load in the training process"),
@@ -74,6 +76,10 @@ KNOBS: dict[str, Knob] = {
     "calib_samples": Knob(128, (*_ENGINE, "quantize", "serve"), "training samples that the ranges of INT8 are taken from", least=1),
     "calib_method": Knob("minmax", (*_ENGINE, "quantize", "serve"), "how a range is chosen from what was seen",
                          ("minmax", "entropy", "percentile")),
+    "quantization": Knob("static", (*_ENGINE, "quantize", "serve"), "ranges of activations: seen beforehand (static), at each call (dynamic)",
+                         ("static", "dynamic")),
+    "keep_fp": Knob(0, (*_ENGINE, "quantize", "serve"),
+                    "so many heavy operators stay in floating point: those whose INT8 harms the output most"),
     "measure": Knob("speed", ("infer",), "speed, or quality over the test samples", ("speed", "quality")),
     "scenario": Knob("server", ("serve",), "MLPerf's server, singlestream or offline; accuracy: its accuracy run; bound: the best case by "
                      "queueing theory", ("server", "singlestream", "offline", "accuracy", "bound")),
@@ -93,7 +99,7 @@ KNOBS: dict[str, Knob] = {
                  ("matmul", "conv3x3", "memory", "h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable", "jpeg")),
     "dtype": Knob("fp32", ("limit",), "data type of the limit", least=None),
 }
-INT8_KNOBS = ("quantizer", "calib_samples", "calib_method")  # they mean something where the precision is int8
+INT8_KNOBS = ("quantizer", "calib_samples", "calib_method", "quantization", "keep_fp")  # they mean something where the precision is int8
 # What may differ between a speed figure and the quality run that vouches for it: the amount of training, the size of the
 # input, the first layers fitted to it and the variant that was small enough to train are not what a technique is.
 SIZE_KNOBS = ("epochs", "train_samples", "test_samples", "image", "batch", "threads", "schedule", "measure", "hint", "lr", "seed",

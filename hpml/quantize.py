@@ -1,8 +1,9 @@
-"""Static INT8: an exported FP32 graph becomes a QDQ graph whose ranges come from real training samples.
+"""INT8: an exported FP32 graph becomes a QDQ graph whose ranges come from real training samples, or one that takes them at each call.
 
 A number x is kept as q = round(x / scale) + zero point in 8 bits. Weights give their own ranges, one for each output channel; those of
 activations have to be seen. Both quantizers leave an ONNX file of QuantizeLinear and DequantizeLinear around float operators (Jacob et
-al., 2018, arXiv:1712.05877, section 3); ONNX Runtime and OpenVINO fuse these into integer operators, where they can.
+al., 2018, arXiv:1712.05877, section 3); ONNX Runtime and OpenVINO fuse these into integer operators, where they can. A dynamic graph
+needs no samples: it holds integer products of matrices and takes the range of each input when it sees it.
 """
 
 import contextlib
@@ -14,28 +15,31 @@ import os
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from hpml import env
+from hpml import env, sensitivity
 from hpml import measure as m
 from hpml.engines import one_line
 from hpml.env import HpmlError, Unavailable
 from hpml.infer import fp32_model, int8_file, int8_note, onnx_file, stacked
 from hpml.limits import import_openvino
+from hpml.workloads import part
 
 if TYPE_CHECKING:
     import numpy as np
 
 MOVING = ("Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")  # what leaves numbers as they are
-HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # where the arithmetic of a network is
+HEAVY = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")  # where the arithmetic of a network is
 # A range is an extreme of what was seen. Of fewer samples than this, the next one leaves the range more often than one time in nine
 # (the chance that the largest of n + 1 like values is the last one is 1 / (n + 1)), and clips.
 LEAST_SAMPLES = 8
 # Two products of unsigned by signed bytes are added in 16 bits where a CPU has none of these; 7-bit weights keep that sum from
 # overflowing (ONNX Runtime's documentation of quantize_static, "Choosing parameters for CPU inference").
 WIDE_SUMS = ("avx512_vnni", "avx_vnni", "amx_int8")
+INTEGER = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}  # of a dynamic graph, and what each was
 CLIPPED_SHARE = 1e-5  # of the values, at each end: what calibration by percentile leaves out (ONNX Runtime's default)
 
 
@@ -43,8 +47,13 @@ def measure(job: dict, workload: ModuleType) -> dict:
     """A quantization case in a fresh process: the INT8 graph, left in the run for inference, and what making it took."""
     from hpml.data import summary
 
-    knobs = job["knobs"]
-    need(knobs["quantizer"], knobs["calib_method"])
+    knobs, workload = job["knobs"], part(workload, job["knobs"])
+    dynamic = knobs["quantization"] == "dynamic"
+    need(knobs["quantizer"], knobs["calib_method"], knobs["quantization"])
+    only = getattr(workload, "INT8_OPS", None)
+    if dynamic and "MatMul" not in (only or ()):
+        raise Unavailable(f"{workload.TITLE} is made of convolutions: dynamic quantization is for products of matrices, whose ranges are "
+                          "quickly taken; convolutions are quantized statically")
     m.set_threads(knobs["threads"])
     image_set = workload.data(knobs)
     samples, indices = calibration(workload, knobs, image_set)
@@ -52,7 +61,8 @@ def measure(job: dict, workload: ModuleType) -> dict:
     target = int8_file(job)
     int8_note(job).unlink(missing_ok=True)  # of a graph that is made anew
     facts = quantize(source, target, dict(zip(workload.INPUT_NAMES, samples, strict=True)), quantizer=knobs["quantizer"],
-                     method=knobs["calib_method"], only=getattr(workload, "INT8_OPS", None))
+                     method=knobs["calib_method"], only=only, dynamic=dynamic, keep_fp=knobs["keep_fp"],
+                     agreement=getattr(workload, "agreement", None))
     facts |= {"calibrated_on": indices, "weights": knobs["weights"]}
     partial = target.with_suffix(".part")
     partial.write_text(json.dumps(facts))
@@ -64,13 +74,15 @@ def measure(job: dict, workload: ModuleType) -> dict:
     }
 
 
-def need(quantizer: str, method: str) -> None:
+def need(quantizer: str, method: str, quantization: str = "static") -> None:
     """Raises Unavailable where the quantizer is not installed or does not know the method."""
     for package in {"onnxruntime": ("onnx", "onnxruntime"), "nncf": ("onnx", "onnxruntime", "openvino", "nncf")}[quantizer]:
         if reason := env.missing(package):
             raise Unavailable(f"INT8 by {quantizer}: {reason}")
     if (quantizer, method) == ("nncf", "entropy"):
         raise Unavailable("nncf chooses ranges by extremes or quantiles; entropy calibration is ONNX Runtime's")
+    if (quantizer, quantization) == ("nncf", "dynamic"):
+        raise Unavailable("nncf makes static graphs; dynamic quantization is ONNX Runtime's")
 
 
 def calibration(workload: ModuleType, knobs: dict, image_set) -> "tuple[tuple[np.ndarray, ...], list[int]]":
@@ -94,16 +106,18 @@ def calibration(workload: ModuleType, knobs: dict, image_set) -> "tuple[tuple[np
 
 
 def quantize(source: Path, target: Path, samples: "dict[str, np.ndarray]", *, quantizer: str = "onnxruntime", method: str = "minmax",
-             only: tuple[str, ...] | None = None) -> dict:
+             only: tuple[str, ...] | None = None, dynamic: bool = False, keep_fp: int = 0, agreement: Callable | None = None) -> dict:
     """Writes the INT8 form of the FP32 graph `source` to `target`, whole or not at all; returns what it is, with quantize_s.
 
     `samples`: arrays [N, ...] by input name; the graph sees them one by one. `only`: the operator types to quantize, None for all that
     the quantizer knows. Attention needs ("MatMul", "Gemm"): an additive mask of -1e30 would take the whole range of its sum, and every
-    score would become the same number. Raises HpmlError for a graph that takes other inputs, is damaged, or ends without any quantized
-    operator; Unavailable for a quantizer or method that is not here.
+    score would become the same number. `dynamic`: ranges of activations are taken at each call. `keep_fp`: so many heavy operators stay in
+    floating point, those that harm the output most when they alone are quantized (sensitivity.py; `agreement` is the workload's).
+    Raises HpmlError for a graph that takes other inputs, is damaged, or ends without any quantized operator; Unavailable for a quantizer
+    or method that is not here.
     """
-    need(quantizer, method)
-    maker = {"onnxruntime": _by_onnxruntime, "nncf": _by_nncf}[quantizer]
+    need(quantizer, method, "dynamic" if dynamic else "static")
+    maker = _dynamic if dynamic else {"onnxruntime": _by_onnxruntime, "nncf": _by_nncf}[quantizer]
     seven_bits = env.machine()["arch"] == "x86_64" and not set(WIDE_SUMS) & set(env.machine()["isa"])
     _check(source, samples)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +126,13 @@ def quantize(source: Path, target: Path, samples: "dict[str, np.ndarray]", *, qu
         started = time.perf_counter()
         try:
             with _quiet():
-                maker(source, made, samples, method, only, seven_bits)
+                kept = []
+                if keep_fp:
+                    kinds = tuple(kind for kind in HEAVY if not only or kind in only)
+                    kept = sensitivity.ranked(source, samples, kinds=kinds, reader=_reader, seven_bits=seven_bits,
+                                              agreement=agreement)[:keep_fp]
+                ranked_s = time.perf_counter() - started
+                maker(source, made, samples, method, only, seven_bits, [one["name"] for one in kept])
         except (HpmlError, MemoryError):
             raise
         except Exception as error:
@@ -122,13 +142,15 @@ def quantize(source: Path, target: Path, samples: "dict[str, np.ndarray]", *, qu
         if not facts["int8_ops"]:
             raise HpmlError(f"{source.name}: {quantizer} quantized none of its {facts['heavy_ops_total']} Conv, Gemm and MatMul operators")
         os.replace(made, target)
-    return {**facts, "quantize_s": took_s, "fp32_bytes": source.stat().st_size, "quantizer": quantizer, "method": method,
-            "samples": len(next(iter(samples.values()))), "only": only, "weight_bits": 7 if seven_bits else 8}
+    return {**facts, "quantize_s": took_s, "ranking_s": ranked_s if keep_fp else None, "kept_fp": kept,
+            "quantization": "dynamic" if dynamic else "static", "method": method, "quantizer": quantizer,
+            "fp32_bytes": source.stat().st_size,
+            "samples": 0 if dynamic else len(next(iter(samples.values()))), "only": only, "weight_bits": 7 if seven_bits else 8}
 
 
 def describe(path: Path) -> dict:
     """Of an ONNX file: bytes, QuantizeLinear nodes, operators that compute on dequantized inputs, heavy operators whose two operands are
-    both dequantized, all heavy operators and the share, DequantizeLinear nodes with a scale for each channel."""
+    both dequantized or integers, all heavy operators and the share, DequantizeLinear nodes with a scale for each channel."""
     import numpy as np
     import onnx
 
@@ -138,11 +160,12 @@ def describe(path: Path) -> dict:
         if node.op_type == "DequantizeLinear" or (node.op_type in MOVING and node.input[0] in dequantized):
             dequantized |= set(node.output)
     constants = {item.name: int(np.prod(item.dims)) for item in graph.initializer}
-    heavy = [node for node in graph.node if node.op_type in HEAVY]
-    quantized = [node for node in heavy if set(node.input[:2]) <= dequantized]
-    others = [node for node in graph.node if node.op_type not in (*HEAVY, "QuantizeLinear", "DequantizeLinear")
+    heavy = [node for node in graph.node if INTEGER.get(node.op_type, node.op_type) in HEAVY]
+    quantized = [node for node in heavy if node.op_type in INTEGER or set(node.input[:2]) <= dequantized]
+    others = [node for node in graph.node if node.op_type not in (*HEAVY, *INTEGER, "QuantizeLinear", "DequantizeLinear")
               and node.input and set(node.input[:1]) <= dequantized]
-    return {"bytes": path.stat().st_size, "quantize_nodes": sum(node.op_type == "QuantizeLinear" for node in graph.node),
+    makers = ("QuantizeLinear", "DynamicQuantizeLinear")
+    return {"bytes": path.stat().st_size, "quantize_nodes": sum(node.op_type in makers for node in graph.node),
             "quantized_ops": len(quantized) + len(others), "int8_ops": len(quantized), "heavy_ops_total": len(heavy),
             "int8_share": len(quantized) / len(heavy) if heavy else None,
             "per_channel": sum(constants.get(node.input[1], 1) > 1 for node in graph.node if node.op_type == "DequantizeLinear")}
@@ -182,22 +205,37 @@ def _reader(samples: "dict[str, np.ndarray]"):
     return Reader()
 
 
-def _by_onnxruntime(source: Path, target: Path, samples, method: str, only, seven_bits: bool) -> None:
+def _by_onnxruntime(source: Path, target: Path, samples, method: str, only, seven_bits: bool, kept: list[str]) -> None:
+    import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = target.with_name("prepared.onnx")
     # Shapes, and BatchNorm folded into the convolution before it, where the exporter has not done it.
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    # It joins a MatMul and the sum after it under the first one's name, with a word behind a stroke.
+    nodes = onnx.load(prepared, load_external_data=False).graph.node
+    names = [node.name for node in nodes if node.name.split("/MatMulAddFusion")[0] in kept]
     # One sample after the other: histograms would otherwise hold all activations of all samples at once.
     quantization.quantize_static(
         prepared, target, _reader(samples), quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=only and list(only),
-        per_channel=True, reduce_range=seven_bits, activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+        nodes_to_exclude=names, per_channel=True, reduce_range=seven_bits,
+        activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
         calibrate_method=getattr(quantization.CalibrationMethod, {"minmax": "MinMax"}.get(method, method.capitalize())),
         extra_options={"CalibStridedMinMax": 1, "CalibPercentile": 100 * (1 - CLIPPED_SHARE)})
 
 
-def _by_nncf(source: Path, target: Path, samples, method: str, only, seven_bits: bool) -> None:
+def _dynamic(source: Path, target: Path, samples, method: str, only, seven_bits: bool, kept: list[str]) -> None:
+    import onnx
+    from onnxruntime import quantization
+
+    model = onnx.load(source)
+    del model.graph.value_info[:]  # the quantizer turns some weights round, and would then find the shapes that the file states wrong
+    quantization.quantize_dynamic(model, target, op_types_to_quantize=["MatMul"], nodes_to_exclude=kept, per_channel=True,
+                                  reduce_range=seven_bits, weight_type=quantization.QuantType.QInt8)
+
+
+def _by_nncf(source: Path, target: Path, samples, method: str, only, seven_bits: bool, kept: list[str]) -> None:
     """NNCF's post-training quantization with its fast bias correction; signed activations are symmetric (its preset "performance")."""
     import onnx
 
@@ -218,7 +256,7 @@ def _by_nncf(source: Path, target: Path, samples, method: str, only, seven_bits:
     rows = [{name: array[i:i + 1] for name, array in samples.items()} for i in range(count)]
     made = nncf.quantize(
         model, nncf.Dataset(rows), subset_size=count, model_type=nncf.ModelType.TRANSFORMER if "Softmax" in kinds else None,
-        ignored_scope=nncf.IgnoredScope(types=sorted(kinds - set(only)), validate=False) if only else None,
+        ignored_scope=nncf.IgnoredScope(names=kept, types=sorted(kinds - set(only)) if only else [], validate=False),
         advanced_parameters=AdvancedQuantizationParameters(
             overflow_fix=OverflowFix.ENABLE if seven_bits else OverflowFix.DISABLE, activations_range_estimator_params=chosen))
     onnx.save(made, target)

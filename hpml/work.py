@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from types import ModuleType
 
-SHAPING = ("image", "length", "variant", "stem")  # knobs that make another graph of a workload
+SHAPING = ("image", "length", "variant", "stem", "part")  # knobs that make another graph of a workload
 
 
 def known_work(job: dict, workload: ModuleType, classes: int, *, training: bool = True) -> dict:

@@ -2,7 +2,7 @@
 
 import importlib
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 from hpml import env, reader
 from hpml.env import HpmlError
@@ -63,7 +63,25 @@ def canonical(name: str) -> str:
 
 def without(module: ModuleType) -> tuple[str, ...]:
     """Knobs that mean nothing for the workload."""
-    return getattr(module, "WITHOUT", WITHOUT)
+    return (*getattr(module, "WITHOUT", WITHOUT), *(() if hasattr(module, "PARTS") else ("part",)))
+
+
+def parts(module: ModuleType) -> tuple[str, ...]:
+    """What of the workload's model can be exported and run: the whole, and what its PARTS names (CLIP's text tower)."""
+    return ("whole", *getattr(module, "PARTS", ()))
+
+
+def part(module: ModuleType, knobs: dict) -> ModuleType | SimpleNamespace:
+    """The workload as the knob `part` means it: itself, or a view of it in which PARTS[part] stands in the place of what differs.
+
+    PARTS: by name, a dict of names of the contract with other values, and "of": the whole module -> the module of the part.
+    """
+    name = knobs.get("part", "whole")
+    if name == "whole":
+        return module
+    own = module.PARTS[name]
+    return SimpleNamespace(**{**vars(module), **own, "model": lambda knobs, classes: own["of"](module.model(knobs, classes)),
+                              "whole": module})
 
 
 def knows(workload: str, knob: str) -> bool:

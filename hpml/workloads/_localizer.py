@@ -86,6 +86,29 @@ class Localizer(nn.Module):
         return torch.where(own, place, near)
 
 
+class Find(nn.Module):
+    """The first network alone: frames [N, 3, H, W] -> places [N, 2] in pixels of the frame."""
+
+    def __init__(self, whole: Localizer) -> None:
+        super().__init__()
+        self.find, self.shrink, self.scale = whole.find, SHRINK, STRIDE * SHRINK
+
+    def forward(self, frames):
+        return expected(self.find(functional.avg_pool2d(frames, self.shrink))[0]) * self.scale
+
+
+class Refine(nn.Module):
+    """The second network alone: crops [N, 3, side, side] -> [N, 3], the place in pixels of the crop and the logit of being visible."""
+
+    def __init__(self, whole: Localizer) -> None:
+        super().__init__()
+        self.refine, self.visible, self.stride = whole.refine, whole.visible, STRIDE
+
+    def forward(self, crops):
+        fine, features = self.refine(crops)
+        return torch.cat((expected(fine) * self.stride, self.visible(features.amax((2, 3))).float()), dim=1)
+
+
 def crop_side(width: int) -> int:
     """Side of the second network's crop: 224 of a frame 1280 pixels wide, a multiple of 32, at least 64."""
     return max(64, 32 * ((width * 224 + 1280 * 16) // (1280 * 32)))

@@ -5,6 +5,8 @@ repeat, so the right answer to a query is every item with the same attributes, i
 run the image tower, as an index of pictures does; the captions are embedded once by the FP32 text tower of the same weights.
 """
 
+from hpml.workloads import _towers
+
 NAME = "clip"
 TITLE = "CLIP ViT-B/32"
 TASK = "frames and captions"
@@ -18,6 +20,8 @@ PRETRAINED = {"url": "https://huggingface.co/openai/clip-vit-base-patch32/resolv
               "sha256": "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f"}
 LEARNING_RATE = {"sgd": 0.02, "adam": 0.001}
 INPUT_NAMES, OUTPUT_NAMES = ("images",), ("embeddings",)
+PARTS = {"text": {"TITLE": f"{TITLE}, text tower", "INPUT_NAMES": ("input_ids",), "of": _towers.text_tower,
+                  "example_inputs": _towers.example_inputs, "dataset": _towers.dataset}}  # the whole, in inference, is the image tower
 SOURCES = ("bdd100k", "camvid")
 WITHOUT = ("stem",)
 CONTEXT = 77  # positions of the text tower
@@ -231,6 +235,14 @@ def agreement(wanted, got) -> float:
     query, a, b = np.meshgrid(n, n, n, indexing="ij")
     other = (query != a) & (query != b) & (a < b)
     return float((orders[0] == orders[1])[other].mean())
+
+
+def likeness(wanted, got) -> dict[str, float]:
+    """How alike two lists of embeddings [N, dim] are, in the words of a search: the lowest cosine, and neighbours in the same order."""
+    import numpy as np
+
+    lengths = np.linalg.norm(wanted, axis=1) * np.linalg.norm(got, axis=1)
+    return {"lowest cosine": float(((wanted * got).sum(1) / lengths).min()), "neighbours in the same order": agreement(wanted, got)}
 
 
 def texts(model, knobs: dict, frames) -> dict:

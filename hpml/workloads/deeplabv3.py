@@ -162,6 +162,16 @@ def agreement(wanted, got) -> float:
     return float((wanted.argmax(1) == got.argmax(1)).mean())
 
 
+def likeness(wanted, got) -> dict[str, float]:
+    """Two masks beside each other: their mean IoU over the classes that stand in either, and the pixels with the same class."""
+    import numpy as np
+
+    ours, theirs, classes = wanted.argmax(1).ravel(), got.argmax(1).ravel(), wanted.shape[1]
+    counts = np.bincount(classes * ours + theirs, minlength=classes**2).reshape(classes, classes)
+    there = counts.sum(0) + counts.sum(1) > 0
+    return {"mean IoU between the masks": float(iou(counts)[there].mean()), "pixels with the same class": float((ours == theirs).mean())}
+
+
 def evaluate(predict, knobs: dict, pet_set) -> dict:
     """Mean IoU of `predict` (tuple of arrays -> logits [N, classes, H, W]) over the test images, by one loader for all engines.
 

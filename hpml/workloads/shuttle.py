@@ -4,6 +4,8 @@ The first network looks at the whole frame at half its side, the second at a cro
 (_localizer.py). Every figure belongs to its frame size: errors are pixels of the frame as it was given in, `image` wide and 9/16 as high.
 """
 
+from hpml.workloads import _stages
+
 NAME = "shuttle"
 TITLE = "Shuttle localizer"
 TASK = "localization"
@@ -32,6 +34,7 @@ PARITY = {
     "int8": {"range_share": 1.0, "rtol": 0.0, "top1_agreement": 0.8},
 }
 AGREE_PX = 2.0
+PARTS = _stages.PARTS  # each network alone; the whole is both, end to end
 # Frames shrink at the small tiers, never the architecture of a speed row. On a CPU the quality rows carry the small variant.
 _SMOKE = {"batch": 2, "image": 128, "train_samples": 24, "test_samples": 12, "optimizer": "adam"}
 SIZES = {
@@ -147,6 +150,11 @@ def agreement(wanted, got) -> float:
     near = np.hypot(*(wanted - got)[:, :2].T) <= AGREE_PX
     seen, also = wanted[:, 2] > 0, got[:, 2] > 0
     return float(((seen == also) & (near | ~seen)).mean())
+
+
+def likeness(wanted, got) -> dict[str, float]:
+    """The largest and the median distance of two lists of places in pixels, over all frames: also where nothing is visible."""
+    return _stages.distance(wanted, got)
 
 
 def evaluate(predict, knobs: dict, frames) -> dict:

@@ -152,3 +152,33 @@ def test_damaged_file_is_one_line(tmp_path):
     with pytest.raises(HpmlError, match="note.onnx") as caught:
         graph_ops(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("equation", "weight", "becomes"), [
+    ("ibh,hnd->ibnd", (6, 2, 3), ["MatMul", "Reshape"]),  # XLNet's projections of queries, keys and values
+    ("ibnd,hnd->ibh", (5, 2, 3), ["MatMul", "Reshape"]),  # and of what attention gives
+    ("ab,bc->ac", (6, 4), ["MatMul"]),
+    ("ibnd,snd->ibns", (2, 2, 3), ["Einsum"]),  # n stands on all sides: no product of two matrices
+])
+def test_a_product_with_a_weight_written_as_einsum_becomes_a_matmul(tmp_path, equation, weight, becomes):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from hpml.einsum import weights_as_matrices
+
+    left = equation.split(",")[0]
+    inputs = np.random.default_rng(0).standard_normal({"ibh": (4, 3, 6), "ibnd": (4, 3, 2, 3), "ab": (3, 6)}[left], dtype=np.float32)
+    value = np.random.default_rng(1).standard_normal(weight, dtype=np.float32)
+    wanted = np.einsum(equation, inputs, value)
+    body = helper.make_graph(
+        [helper.make_node("Einsum", ["x", "w"], ["y"], name="product", equation=equation)], "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *inputs.shape[1:]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", *wanted.shape[1:]])], [numpy_helper.from_array(value, "w")])
+    path = tmp_path / "small.onnx"
+    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    assert weights_as_matrices(path) == (becomes != ["Einsum"])
+    onnx.checker.check_model(str(path))
+    assert sorted({node.op_type for node in onnx.load(path).graph.node}) == becomes
+    engine = engines.get("onnxruntime")(threads=1)
+    engine.load(path)
+    np.testing.assert_allclose(engine.run((inputs,))[0], wanted, rtol=1e-5, atol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hpml
-from hpml import engines, env, infer, quantize, records, workloads
+from hpml import engines, env, infer, quantize, records, sensitivity, workloads
 from hpml.env import HpmlError, Unavailable
 from hpml.knobs import validate
 
@@ -135,6 +135,54 @@ def test_an_attention_mask_ruins_the_range_unless_only_products_are_quantized(tm
         assert np.abs(run(tmp_path / "all.onnx", inputs)[1] - wanted).max() > 5 * error
 
 
+def test_a_dynamic_graph_holds_integer_products_and_asks_for_no_ranges(tmp_path):
+    source = attention(tmp_path / "attention.onnx")
+    samples = {"x": RNG.standard_normal((16, 4, 6), dtype=np.float32), "mask": np.zeros((16, 1, 4), np.float32)}
+    wanted = run(source, tuple(samples.values()), precision="fp32")[1]
+    facts = quantize.quantize(source, tmp_path / "dynamic.onnx", samples, only=("MatMul", "Gemm"), dynamic=True)
+    assert facts["quantization"] == "dynamic" and facts["samples"] == 0 and facts["int8_ops"] >= 3 and facts["heavy_ops_total"] == 5
+    engine, outputs = run(tmp_path / "dynamic.onnx", tuple(samples.values()))
+    assert engine.int8_ops()[0] >= 3 and not np.array_equal(outputs, wanted)
+    assert np.abs(outputs - wanted).max() < 0.1 * np.abs(wanted).max()
+    with pytest.raises(Unavailable, match="dynamic quantization is ONNX Runtime's"):
+        quantize.quantize(source, tmp_path / "no.onnx", samples, quantizer="nncf", dynamic=True)
+
+
+def harmful(path):
+    """Three products; the numbers that the second one gets lie far apart, so that in 8 bits its small ones are lost, and they matter."""
+    make = onnx.helper.make_node
+    weights = {"w1": np.eye(6, dtype=np.float32), "far": np.array([1e4, 1, 1, 1, 1, 1], np.float32),
+               "w2": np.diag([1e-6, 1, 1, 1, 1, 1]).astype(np.float32), "w3": np.eye(6, dtype=np.float32)}
+    nodes = [make("MatMul", ["x", "w1"], ["a"], name="first"), make("Mul", ["a", "far"], ["b"], name="spread"),
+             make("MatMul", ["b", "w2"], ["c"], name="second"), make("MatMul", ["c", "w3"], ["y"], name="third")]
+    return save(path, nodes, ["n", 6], ["n", 6], weights)
+
+
+def test_what_harms_most_stays_in_floating_point(tmp_path, quantizer):
+    source = harmful(tmp_path / "harmful.onnx")
+    samples = {"x": RNG.standard_normal((16, 6), dtype=np.float32)}
+    wanted = run(source, tuple(samples.values()), precision="fp32")[1]
+    errors = {}
+    for keep in (0, 1):
+        facts = quantize.quantize(source, tmp_path / "int8.onnx", samples, quantizer=quantizer, only=("MatMul", "Gemm"), keep_fp=keep)
+        assert facts["int8_ops"] == 3 - keep and [one["name"] for one in facts["kept_fp"]] == ["second"][:keep]
+        errors[keep] = np.abs(run(tmp_path / "int8.onnx", tuple(samples.values()))[1] - wanted).max()
+    assert errors[1] < 0.2 * errors[0]
+    worst = facts["kept_fp"][0]
+    assert worst["op"] == "MatMul" and worst["error"] > 0.3 and worst["disagreement"] > 0 and facts["ranking_s"] > 0
+
+
+def test_operators_are_ranked_by_the_workloads_own_agreement(tmp_path):
+    source = harmful(tmp_path / "harmful.onnx")
+    samples = {"x": RNG.standard_normal((16, 6), dtype=np.float32)}
+    asked = {"kinds": ("MatMul",), "reader": quantize._reader}
+    names = [one["name"] for one in sensitivity.ranked(source, samples, **asked)]
+    assert names[0] == "second" and sorted(names) == ["first", "second", "third"]
+    # An agreement that nothing can disturb leaves the order to the error.
+    lenient = sensitivity.ranked(source, samples, **asked, agreement=lambda wanted, got: 1.0)
+    assert all(one["disagreement"] == 0 for one in lenient) and lenient[0]["error"] >= lenient[-1]["error"]
+
+
 @pytest.mark.parametrize(("samples", "said"), [
     ({"images": SAMPLES["x"]}, "small.onnx takes the inputs x, the calibration samples are images: another model"),
     ({"x": SAMPLES["x"][:, :2]}, r"input 'x' has shape .*an array of \[1, 2, 8, 8\]"),
@@ -188,6 +236,16 @@ def test_inference_makes_the_graph_once_and_says_what_ran_in_int8(smoke_session)
     (made,) = stored("quantize")
     assert made.cold["quantize_s"] > 0 and made.cold["bytes"] > 0 and made.cold["fp32_bytes"] > 0
     assert made.actual["int8_ops"] == 2 and len(made.actual["calibrated_on"]) == 32 and made.actual["weights_sha256"]
+
+
+def test_a_network_of_convolutions_has_no_dynamic_graph_and_what_is_kept_is_recorded(smoke_session):
+    case = hpml.case(TINY, phase="infer", precision="int8", engine="onnxruntime", calib_samples=16)
+    (refused,) = hpml.run(case.but(quantization="dynamic")).records
+    assert refused.status == "unsupported" and "convolutions are quantized statically" in refused.reason and refused.stats is None
+    (record,) = hpml.run(case.but(keep_fp=1)).records
+    assert record.status == "ok" and record.actual["int8_ops"] == 1 and record.actual["heavy_ops_total"] == 2
+    (kept,) = record.actual["quantized"]["kept_fp"]
+    assert kept["op"] in ("Conv", "Gemm") and kept["error"] > 0
 
 
 def test_a_graph_whose_making_was_cut_short_is_made_again(smoke_session):
