@@ -76,3 +76,24 @@ def evaluate(predict, knobs, image_set):
     logits = predict((inputs,))
     return {"metric": METRIC, "value": float((logits.argmax(1) == image_set.test_labels).mean()), "n": len(logits), "chance": 1 / 3,
             "predictions": logits.argmax(1), "labels": image_set.test_labels, "confidence": logits.max(1)}
+
+
+def _head(model):
+    return model[4].eval()
+
+
+def _features(knobs, image_set, *, train):
+    import numpy as np
+
+    rows = np.random.default_rng(0).standard_normal((64, 32), dtype=np.float32)
+    return [(row,) for row in rows]
+
+
+def _head_inputs(knobs, batch):
+    import torch
+
+    return (torch.randn(batch, 32, generator=torch.Generator().manual_seed(0)),)
+
+
+PARTS = {"head": {"TITLE": "Tiny net, its head", "INPUT_NAMES": ("features",), "of": _head, "dataset": _features,
+                  "example_inputs": _head_inputs}}
