@@ -1,6 +1,6 @@
 """Charts of what is traded: speed against quality, latency against batch size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hpml import tables
 from hpml.compare import Row
@@ -124,17 +124,22 @@ def _keys(axes, rows: Sequence[Row]) -> None:
 
 
 @styled
-def latency(rows: Sequence[Row]):
+def latency(rows: Sequence[Row], *, published: dict[str, dict[int, float]] | None = None):
     """Milliseconds of a call by batch size, a line for each engine and precision; bars are the interval of the ratio to the baseline.
 
-    Several workloads are drawn one below the other. Returns the first Axes.
+    Several workloads are drawn one below the other. published: by workload, milliseconds by batch size from elsewhere; a grey line of its
+    own. Returns the first Axes.
     """
-    everything = list(rows)
+    everything, published = list(rows), published or {}
     rows = [row for row in everything if row.latency_ms and row.knobs.get("batch")]
     workloads = list(dict.fromkeys(row.workload for row in rows)) or ["nothing"]
     figure, grid = figure_of(1.0 + 2.6 * len(workloads), rows=len(workloads))
     for axes, workload in zip(grid[:, 0], workloads, strict=True):
-        _latency_lines(axes, [row for row in rows if row.workload == workload])
+        elsewhere = published.get(workload, {})
+        if elsewhere:
+            axes.plot(list(elsewhere), list(elsewhere.values()), linestyle=":", color="#777777", marker="s", markersize=4,
+                      label="published, another machine")
+        _latency_lines(axes, [row for row in rows if row.workload == workload], more=elsewhere)
         if len(workloads) > 1:
             axes.set_title(tables.title(workload), loc="left", weight="normal")
     claim = _latency_claim(rows)
@@ -144,13 +149,16 @@ def latency(rows: Sequence[Row]):
         f"Lines of latency by batch size. {claim}. "
         + "; ".join(f"{engine(r.knobs)} {_precision(r)}, batch {r.knobs['batch']}: {tables.figure(r.latency_ms, 'ms')}" for r in rows)
         + f". {gone}"
+        + "".join(f" Published for {tables.title(workload)}, on another machine: "
+                  + "; ".join(f"batch {n}: {ms:g} ms" for n, ms in published[workload].items()) + "." for workload in workloads
+                  if workload in published)
     )
     what = "Median of a call, inputs and outputs resident; bars: 95 % interval of the ratio to the baseline."
     caption = f"{what} {clean(gone)} {provenance(rows)}."
     return finish(grid[0, 0], headed(clean(claim), rows), caption, alt)
 
 
-def _latency_lines(axes, rows: Sequence[Row]) -> None:
+def _latency_lines(axes, rows: Sequence[Row], *, more: Iterable[int] = ()) -> None:
     from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     series: dict[tuple[str, str], list[Row]] = {}
@@ -175,7 +183,7 @@ def _latency_lines(axes, rows: Sequence[Row]) -> None:
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    batches = sorted({row.knobs["batch"] for row in rows})
+    batches = sorted({*(row.knobs["batch"] for row in rows), *more})
     axes.xaxis.set_major_locator(FixedLocator(batches))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{b:,}" for b in batches]))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -20,7 +20,8 @@ TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(doubl
 # Where the arithmetic is, as the optimiser names it.
 INT8_OPS = ("QLinearConv", "QLinearConvTranspose", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
             "DynamicQuantizeMatMul", "QAttention")
-FLOAT_OPS = ("Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Attention", "MultiHeadAttention")
+FLOAT_OPS = ("Conv", "FusedConv", "ConvTranspose", "Einsum", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Attention",
+             "MultiHeadAttention")
 
 
 class Engine:

@@ -22,6 +22,7 @@ SOURCES = ("shuttle",)
 WITHOUT = ("length", "stem")
 LEAST_BATCH = 2  # where a training can normalise: the deepest features of a small crop are two by two
 INT8_OPS = ("Conv",)  # the rest turns a heat map into pixels: 256 steps over a frame's width would be an error of pixels by themselves
+KEEP_FP = 8  # of its convolutions stay in floating point in a case of their own: EfficientNet loses in INT8, depthwise first of all
 # The same weights in another engine, in pixels of the frame (and units of the visibility's logit). FP32: places differ by the order of
 # additions, 1/1000 of a pixel, but where the first stage's place rounds to the other side the crop moves by one pixel, and with it what
 # the second stage sees: a pixel and a half is allowed. In fewer digits the first stage may look elsewhere in a frame where nothing is
