@@ -31,6 +31,30 @@ def _is_speed(r: Record) -> bool:
     return r.case["phase"] == "infer" and bool(r.stats) and not r.case["arm"] and "quantizer" in r.knobs
 
 
+def inside(records: Sequence[Record]) -> list[dict]:
+    """A line for each timed INT8 case: how many heavy operators compute in INT8, the file beside the FP32 one, the seconds to make it."""
+    knobs = ("image", "length", "variant", "quantizer", "calib_samples", "calib_method", "quantization", "keep_fp")
+    making = {(r.machine["id"], r.case["workload"], *map(r.knobs.get, knobs)): r.cold["quantize_s"]
+              for r in records if r.case["phase"] == "quantize" and r.status == "ok"}
+    return [{"machine": machine, "workload": tables.title(workload), "engine": engine, "INT8 by": how,
+             "INT8 operators": f"{r.actual['int8_ops']} of {r.actual['heavy_ops_total']} heavy",
+             "MiB": tables.figure(r.cold["bytes"] / 2**20), "MiB in FP32": tables.figure(r.actual["quantized"]["fp32_bytes"] / 2**20),
+             "made in s": tables.figure(making.get((machine, workload, *map(r.knobs.get, knobs))))}
+            for (machine, workload, engine, how), r in timed(records).items()]
+
+
+def left_in_floats(records: Sequence[Record]) -> list[dict]:
+    """A line for each operator that stayed in floating point in a graph of trained weights, with the harm that was measured."""
+    lines = {}
+    for r in records:
+        if r.case["phase"] == "quantize" and r.status == "ok" and r.knobs["weights"] != "random":
+            lines |= {(r.machine["id"], r.case["workload"], r.knobs["keep_fp"], one["name"]): {
+                "machine": r.machine["id"], "workload": tables.title(r.case["workload"]), "kept": r.knobs["keep_fp"],
+                "operator": one["name"], "type": one["op"], "answers changed": f"{one['disagreement']:.1%}", "error": f"{one['error']:.2%}"}
+                for one in r.actual.get("kept_fp", [])}
+    return list(lines.values())
+
+
 def beside(records: Sequence[Record]) -> list[dict]:
     """A line for each INT8 case: its ratio over the same engine's FP32, which says what INT8 gives, and over the fastest FP32 of the
     comparison, which says whether it is worth having; both paired by rounds. Only comparisons that hold FP32 beside INT8."""

@@ -82,6 +82,16 @@ def check_inputs(*, model: str, declared: list[tuple[str, str, list]], inputs: "
         if not fits:
             shape = ", ".join(str(dim) for dim in dims)
             raise HpmlError(f"{model}: input {name!r} has shape [{shape}], an array of {list(array.shape)} was given")
+    check_batch(model, inputs)
+
+
+def check_batch(model: str, inputs: "tuple[np.ndarray, ...]") -> None:
+    """Raises HpmlError for inputs that hold no sample, or not the same number of them: an engine would answer nothing, or repeat one."""
+    counts = [len(array) if array.ndim else 0 for array in inputs]
+    if len(set(counts)) > 1:
+        raise HpmlError(f"{model}: the inputs hold {', '.join(map(str, counts))} samples: they must hold equally many")
+    if counts and not counts[0]:
+        raise HpmlError(f"{model}: the batch is empty: give at least one sample")
 
 
 def graph_precision(path: str | Path) -> str:

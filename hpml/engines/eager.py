@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hpml import env
-from hpml.engines import check_request, one_line
+from hpml.engines import check_batch, check_request, one_line
 from hpml.env import HpmlError, Unavailable
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Engine:
             raise Unavailable(f"{self.NAME}: {precision} is for CUDA; on the CPU use bf16 or fp32")
         self.device, self.threads, self.precision, self.memory_format = device, threads, precision, memory_format
         self.module, self.bound, self.results, self.load_s, self.actual = None, [], {}, None, {}
+        self.floats: list[bool] = []  # whether each input is a float, where an example told
 
     @staticmethod
     def unavailable(device: str = "cpu") -> str | None:
@@ -77,7 +78,7 @@ class Engine:
                       for tensor in [*artefact.parameters(), *artefact.buffers()])
         module = copy.deepcopy(artefact) if changes or self.layout else artefact
         module = module.eval().to(self.device, self.dtype, **self.layout)
-        self.name = type(module).__name__
+        self.name, self.floats = type(module).__name__, [tensor.is_floating_point() for tensor in example]
         return module, tuple(self._moved(tensor) for tensor in example)
 
     def _captured(self, module, example: tuple):
@@ -107,6 +108,11 @@ class Engine:
 
         if self.module is None:
             raise HpmlError(f"{self.NAME}: load a module first")
+        check_batch(self.name, inputs)
+        for i, (array, is_float) in enumerate(zip(inputs, self.floats, strict=False)):
+            if (array.dtype.kind == "f") != is_float:  # some modules cast, and would take bytes for normalised pixels
+                wanted = "floats" if is_float else "integers"
+                raise HpmlError(f"{self.NAME}: {self.name} refused input {i} of {array.dtype}: {wanted} belong there")
         return tuple(self._moved(torch.from_numpy(np.ascontiguousarray(array))) for array in inputs)
 
     def _moved(self, tensor):
