@@ -5,7 +5,7 @@ from test_tables import MACHINE, make, noise
 
 from hpml import compare, tables_int8
 
-FP32 = {"engine": "onnxruntime", "quantizer": "onnxruntime", "image": 224, "weights": "trained"}
+FP32 = {"engine": "onnxruntime", "quantizer": "onnxruntime", "quantization": "static", "image": 224, "weights": "trained"}
 
 
 def case(workload="resnet50", *, per_s, rounds=6, quality=0.8, **changes):
