@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from hpml import compare, env, notebooks, records, tables
+from hpml import compare, env, notebooks, records, tables, tables_int8, workloads
 from hpml.compare import Row
 from hpml.env import HpmlError
 
@@ -40,7 +40,18 @@ def readme_block() -> str:
              "the limit is what this machine was measured to reach.", "\n".join(lines), _figure(folder, newest, env.root())]
     parts += ["\n".join(f"- {_machine(found[0].machine, found)} {_counts(rows)} [All cases]({_link(folder / 'README.md', env.root())}), "
                         f"[records]({_link(folder / 'records.jsonl', env.root())})." for folder, found, rows in machines)]
+    parts += [_int8(found, rows) for _, found, rows in machines]
     return "\n\n".join(filter(None, parts))
+
+
+def _int8(found: list[records.Record], rows: list[Row]) -> str:
+    """What INT8 gives on one machine, with its quality; nothing where none was measured there."""
+    own = [r for r in found if not r.case["workload"].endswith(".py")]
+    if not tables_int8.timed(own):
+        return ""
+    return (f"**INT8 on {_chip(found[0].machine['id'])}** ([33](notebooks/33_int8_quantization.ipynb)), "
+            "quality beside speed; operators: those that compute in INT8, of all convolutions and products of matrices.\n\n"
+            + tables_int8.markdown(own, rows, workloads.names()))
 
 
 def _best(workload: str, phase: str, rows: list[Row], folder: Path) -> str:
