@@ -214,8 +214,11 @@ def _by_onnxruntime(source: Path, target: Path, samples, method: str, only, seve
     # Shapes, and BatchNorm folded into the convolution before it, where the exporter has not done it.
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
     # It joins a MatMul and the sum after it under the first one's name, with a word behind a stroke.
-    nodes = onnx.load(prepared, load_external_data=False).graph.node
-    names = [node.name for node in nodes if node.name.split("/MatMulAddFusion")[0] in kept]
+    graph = onnx.load(prepared, load_external_data=False).graph
+    names = [node.name for node in graph.node if node.name.split("/MatMulAddFusion")[0] in kept]
+    if seven_bits:  # only weights can be kept to 7 bits: the sums of two activations' product would overflow, so it stays as it is
+        constants = {item.name for item in graph.initializer}
+        names += [node.name for node in graph.node if node.op_type == "MatMul" and not constants & set(node.input)]
     # One sample after the other: histograms would otherwise hold all activations of all samples at once.
     quantization.quantize_static(
         prepared, target, _reader(samples), quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=only and list(only),

@@ -106,6 +106,14 @@ def test_without_vnni_weights_have_seven_bits(graph, tmp_path, monkeypatch, isa,
     assert max(np.abs(value.astype(int)).max() for value in kept if value.dtype == np.int8 and value.ndim > 1) == largest
 
 
+@pytest.mark.parametrize(("isa", "done"), [(["avx2"], 3), (["avx2", "avx512_vnni"], 5)])
+def test_without_vnni_a_product_of_two_activations_stays_in_floating_point(tmp_path, monkeypatch, isa, done):
+    monkeypatch.setattr(env, "machine", lambda: {"arch": "x86_64", "isa": isa})
+    samples = {"x": RNG.standard_normal((16, 4, 6), dtype=np.float32), "mask": np.zeros((16, 1, 4), np.float32)}
+    facts = quantize.quantize(attention(tmp_path / "a.onnx"), tmp_path / "int8.onnx", samples, only=("MatMul", "Gemm"))
+    assert facts["int8_ops"] == done and facts["heavy_ops_total"] == 5
+
+
 def attention(path):
     """Scores of queries and keys, a mask of -1e30 added where the last position is padding, softmax, values."""
     make = onnx.helper.make_node
