@@ -225,7 +225,9 @@ def _by_onnxruntime(source: Path, target: Path, samples, method: str, only, seve
         nodes_to_exclude=names, per_channel=True, reduce_range=seven_bits,
         activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
         calibrate_method=getattr(quantization.CalibrationMethod, {"minmax": "MinMax"}.get(method, method.capitalize())),
-        extra_options={"CalibStridedMinMax": 1, "CalibPercentile": 100 * (1 - CLIPPED_SHARE)})
+        # Without pairs behind each product, ONNX Runtime has nothing to join with one that stays as it is.
+        extra_options={"CalibStridedMinMax": 1, "CalibPercentile": 100 * (1 - CLIPPED_SHARE),
+                       "OpTypesToExcludeOutputQuantization": ["MatMul"] if seven_bits else []})
 
 
 def _dynamic(source: Path, target: Path, samples, method: str, only, seven_bits: bool, kept: list[str]) -> None:
