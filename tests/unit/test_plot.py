@@ -231,6 +231,15 @@ def test_latency_has_a_line_for_each_engine(rows):
     inside(axes)
 
 
+def test_published_latencies_stand_beside_as_what_they_are(rows):
+    rows = [row for row in rows if row.phase == "infer"]
+    axes = plot.latency(rows, published={rows[0].workload: {1: 179, 16: 2478}, "xlnet": {1: 1}})
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "published, another machine" in labels and "on another machine: batch 1: 179 ms; batch 16: 2478 ms." in axes.figure.hpml_alt
+    (line,) = [line for line in axes.get_lines() if line.get_label() == "published, another machine"]
+    assert list(line.get_xdata()) == [1, 16] and list(line.get_ydata()) == [179, 2478] and axes.get_xlim()[1] > 16
+
+
 def test_confusion_counts_and_names_the_most_frequent_mistake():
     axes = plot.confusion([0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 2], ["cat", "dog", "frog"])
     assert "66.7 % of 6 right" in texts(axes) and "cat taken for dog (2 of 3)" in texts(axes)
