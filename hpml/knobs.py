@@ -76,7 +76,7 @@ KNOBS: dict[str, Knob] = {
     "calib_samples": Knob(128, (*_ENGINE, "quantize", "serve"), "training samples that the ranges of INT8 are taken from", least=1),
     "calib_method": Knob("minmax", (*_ENGINE, "quantize", "serve"), "how a range is chosen from what was seen",
                          ("minmax", "entropy", "percentile")),
-    "quantization": Knob("static", (*_ENGINE, "quantize", "serve"), "ranges of activations: seen beforehand (static), at each call (dynamic)",
+    "quantization": Knob("static", (*_ENGINE, "quantize", "serve"), "ranges of activations: seen beforehand, or at each call (dynamic)",
                          ("static", "dynamic")),
     "keep_fp": Knob(0, (*_ENGINE, "quantize", "serve"),
                     "so many heavy operators stay in floating point: those whose INT8 harms the output most"),
