@@ -11,8 +11,8 @@ LAYERS = [
      "plot_stack", "plot_summary", "plot_tradeoff", "plot_training", "tables", "tables_int8", "tables_serving", "tables_training",
      "tables_runs", "nginx", "link"},
     {"workloads", "engines", "export", "einsum", "pretrained"},
-    {"train", "work", "distributed", "fit", "infer", "stored", "build", "loading", "pack", "profiling", "quantize", "sensitivity", "transfer",
-     "checkpoint", "loadgen", "loadtargets", "loadfacts"},
+    {"train", "work", "distributed", "fit", "infer", "stored", "build", "loading", "pack", "profiling", "quantize",
+     "sensitivity", "transfer", "checkpoint", "loadgen", "loadtargets", "loadfacts"},
     {"launch", "cases", "rounds", "study", "results", "check", "serve", "loadsite", "loadtest", "streams"},
     {"cli", "runner", "notebooks", "reference", "report", "report_notebook", "report_readme", "report_results"},
 ]
