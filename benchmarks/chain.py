@@ -69,7 +69,7 @@ def chain(folder: Path) -> bool:
     if reason := link.unavailable():
         raise env.Unavailable(reason)
     images(folder / "images")
-    index = packing.pack(imagefolder.source(str(folder / "images")), folder / "served", shard_mib=0.1, processes=1, parts=("train", "test"))
+    index = packing.pack(imagefolder.source(str(folder / "images")), folder / "served", shard_mib=0.1, threads=1, parts=("train", "test"))
     good = [say(len(index.shards) > 4, f"packed {index.samples} images into {len(index.shards)} shards, {index.bytes / 2**20:.1f} MiB")]
     with link.shaped(rate_mbit_s=LINK_RATE_MBIT_S) as line, contextlib.ExitStack() as stack:
         url = stack.enter_context(nginx.serve(folder / "served", address=line.there_address, port=8080, through=line.there))
