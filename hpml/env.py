@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "tensorrt-cu13", "openvino", "nncf",
-            "transformers", "timm", "papermill")
+            "transformers", "timm", "webdataset", "fastapi", "uvicorn", "mlcommons-loadgen", "papermill")
 ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "i8mm")
 
 
