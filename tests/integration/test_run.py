@@ -37,7 +37,7 @@ def left_over(results: Path) -> list[str]:
     return found
 
 
-def wait_for(condition, timeout_s: float = 90) -> bool:
+def wait_for(condition, timeout_s: float = 240) -> bool:
     end = time.monotonic() + timeout_s
     while not (met := condition()) and time.monotonic() < end:
         time.sleep(0.1)
@@ -47,20 +47,20 @@ def wait_for(condition, timeout_s: float = 90) -> bool:
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_ended_half_way_goes_on_without_measuring_again(tmp_path, end):
     store = tmp_path / "runs" / "half" / "records.jsonl"
-    words = ["--only", "23", "--run-id", "half"]
+    words = ["--only", "21", "--run-id", "half"]  # none of its cases takes minutes on a CPU without BF16
     run = start(tmp_path, *words)
     assert wait_for(lambda: len(records.read(store)) >= 2)
     run.send_signal(end)
-    run.communicate(timeout=60)
+    run.communicate(timeout=120)
     assert run.returncode != 0
     assert wait_for(lambda: not left_over(tmp_path), 30), left_over(tmp_path)
     before = records.read(store)
     assert len(before) >= 2
 
     refused = start(tmp_path, *words)
-    assert "is there already" in refused.communicate(timeout=60)[0] and refused.returncode == 2
+    assert "is there already" in refused.communicate(timeout=120)[0] and refused.returncode == 2
     resumed = start(tmp_path, *words, "--resume")
-    out, _ = resumed.communicate(timeout=300)
+    out, _ = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, out
     after = records.read(store)
     assert [r.record_id for r in after[:len(before)]] == [r.record_id for r in before], "nothing recorded is lost or changed"
@@ -70,12 +70,12 @@ def test_a_run_ended_half_way_goes_on_without_measuring_again(tmp_path, end):
     status = json.loads((tmp_path / "runs" / "half" / "status.json").read_text())
     assert {n["status"] for n in status["notebooks"]} == {"ok"}
     page = (tmp_path / "runs" / "half" / "report" / "index.html").read_text()
-    assert "report:" in out and "no status" not in page and "23_mixed_precision.html" in page
+    assert "report:" in out and "no status" not in page and "21_loader_workers.html" in page
     again = start(tmp_path, *words, "--resume")
-    assert "ok already" in again.communicate(timeout=120)[0]
+    assert "ok already" in again.communicate(timeout=240)[0]
     assert len(records.read(store)) == len(after)
     other = start(tmp_path, *words, "--resume", "--rounds", "2")
-    assert "other settings (rounds)" in other.communicate(timeout=60)[0] and other.returncode == 2
+    assert "other settings (rounds)" in other.communicate(timeout=120)[0] and other.returncode == 2
 
 
 def test_the_budget_is_kept_and_what_was_left_out_is_said(tmp_path):
@@ -97,7 +97,7 @@ def test_what_a_reader_types_works_word_for_word(tmp_path):
     code = text.split("```python\n", 1)[1].split("```", 1)[0]
     assert "import hpml" in code and 'hpml.case("my_model.py"' in code
     (tmp_path / "my_model.py").write_text((ROOT / "tests" / "tiny.py").read_text())
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=400,
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=1500,
                           env={**os.environ, "HPML_RESULTS": str(tmp_path), "HPML_ROUNDS": "1", "OMP_WAIT_POLICY": "PASSIVE"})
     assert done.returncode == 0, done.stderr
     assert "precision=bf16" in done.stdout
