@@ -25,6 +25,7 @@ SIZES = {
     "cuda": {"matmul": 8192, "conv3x3": (64, 256, 56)},
 }
 BUFFER_BYTES = {"cpu": 512 * 2**20, "cuda": 2**30}
+SLOW_CALL_S = 5.0  # such are BF16's on a CPU without AVX-512, computed one number at a time
 JPEG_FILES, JPEG_WIDTH, JPEG_HEIGHT = 8, 500, 375
 TORCH_DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -146,13 +147,19 @@ def arithmetic_graph(*, kind: str, dtype: str, size: int | tuple[int, int, int])
 
 
 def _rates(call: Callable[[], object], work: float, seconds: float) -> list[float]:
-    """Rates of repeated calls: two to warm up, then at least three, until `seconds` have passed."""
-    call(), call()
-    values, deadline = [], time.perf_counter() + seconds
-    while len(values) < 3 or time.perf_counter() < deadline:
+    """Rates of repeated calls: two to warm up, then at least three, until `seconds` have passed. Where the first call takes longer than
+    SLOW_CALL_S, warming up is nothing beside it: one more call is the measurement."""
+    def rate() -> float:
         start = time.perf_counter()
         call()
-        values.append(work / (time.perf_counter() - start))
+        return work / (time.perf_counter() - start)
+
+    if work / rate() > SLOW_CALL_S:
+        return [rate()]
+    call()
+    values, deadline = [], time.perf_counter() + seconds
+    while len(values) < 3 or time.perf_counter() < deadline:
+        values.append(rate())
     return values
 
 

@@ -1,6 +1,7 @@
 """Limits with tiny sizes: units, honest refusals, and the roofline's arithmetic."""
 
 import sys
+import time
 
 import pytest
 
@@ -95,3 +96,12 @@ def test_floor_of_what_was_not_measured_is_none():
     assert limits.floor(flops=1, nbytes=1, dtype="bf16", limits=fp32) is None
     assert limits.floor(flops=1, nbytes=1, dtype="fp32", limits={("matmul", "fp32"): 1.0}) is None
     assert limits.floor(flops=1, nbytes=1, dtype="fp32", limits={}) is None
+
+
+def test_a_slow_call_is_not_repeated_five_times(monkeypatch):
+    monkeypatch.setattr(limits, "SLOW_CALL_S", 0.01)
+    calls = []
+    found = limits._rates(lambda: calls.append(time.sleep(0.02)), 1.0, 0.0)
+    assert len(calls) == 2 and len(found) == 1
+    calls.clear()
+    assert len(limits._rates(lambda: calls.append(None), 1.0, 0.0)) == 3 and len(calls) == 5
