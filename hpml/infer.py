@@ -165,7 +165,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
         reference = copy.deepcopy(model)
     if not engine:
         engine, cold = _engine(job, workload, model)
-    batches = _batches(workload, knobs, image_set)
+    batches = input_batches(workload, knobs, image_set)
     engine.bind(batches)
     started = time.perf_counter()
     engine.run_bound(0)
@@ -198,7 +198,7 @@ def _int8(job: dict, engine) -> dict:
     return {"int8_ops": done, "heavy_ops_total": total, "int8_share": done / total, "quantized": {"graph": int8_file(job).name, **kept}}
 
 
-def _batches(workload: ModuleType, knobs: dict, image_set) -> list[tuple]:
+def input_batches(workload: ModuleType, knobs: dict, image_set) -> list[tuple]:
     """Different real inputs in turn, as the engine is given them."""
     import numpy as np
 

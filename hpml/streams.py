@@ -39,7 +39,7 @@ def engine_seconds(job: dict, workload: ModuleType, image_set, *, seconds: float
     is one that works on one request with all cores."""
     knobs = {"hint": "latency", "shapes": "dynamic", "capture": "trace", "measure": "speed", **job["knobs"], "batch": 1}
     model = infer.fp32_model(job, workload, image_set)
-    batches = infer._batches(workload, knobs, image_set)
+    batches = infer.input_batches(workload, knobs, image_set)
     found: dict[int, float] = {}
     for count in counts(env.cores()):
         own = {**job, "knobs": {**knobs, "shapes": "static"} if knobs["engine"] == "openvino" else knobs}

@@ -52,3 +52,16 @@ def smoke_session(tmp_path, monkeypatch):
     hpml.use(tier="smoke", run_id="here")
     yield
     hpml.use(tier="smoke")
+
+
+@pytest.fixture
+def linked(need):
+    """Skip, or fail under CI=true, where there can be no shaped link."""
+    from hpml import link
+
+    need("nginx", "/usr/sbin/nginx")
+    need("aria2c")
+    if reason := link.unavailable():
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)

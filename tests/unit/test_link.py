@@ -1,6 +1,5 @@
 """The thin link: a rate that holds, one connection's part of it, and nothing left afterwards."""
 
-import os
 import subprocess
 import urllib.request
 
@@ -9,17 +8,6 @@ import pytest
 from hpml import launch, link, nginx, transfer
 from hpml.env import Unavailable
 from hpml.knobs import validate
-
-
-@pytest.fixture
-def linked(need):
-    """Skip, or fail under CI=true, where there can be no shaped link."""
-    need("nginx", "/usr/sbin/nginx")
-    need("aria2c")
-    if reason := link.unavailable():
-        if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
 
 
 def interfaces() -> str:
