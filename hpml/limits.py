@@ -148,14 +148,15 @@ def arithmetic_graph(*, kind: str, dtype: str, size: int | tuple[int, int, int])
 
 def _rates(call: Callable[[], object], work: float, seconds: float) -> list[float]:
     """Rates of repeated calls: two to warm up, then at least three, until `seconds` have passed. Where the first call takes longer than
-    SLOW_CALL_S, warming up is nothing beside it: one more call is the measurement."""
+    SLOW_CALL_S, warming up is nothing beside it: that call is the measurement."""
     def rate() -> float:
         start = time.perf_counter()
         call()
         return work / (time.perf_counter() - start)
 
-    if work / rate() > SLOW_CALL_S:
-        return [rate()]
+    first = rate()
+    if work / first > SLOW_CALL_S:
+        return [first]
     call()
     values, deadline = [], time.perf_counter() + seconds
     while len(values) < 3 or time.perf_counter() < deadline:
