@@ -85,7 +85,7 @@ hpml_install() {
         (cd "$root" && TMPDIR="$tmp" "${pip[@]}" -r requirements.lock &&
             TMPDIR="$tmp" "${pip[@]}" --no-build-isolation --no-deps -e .)
     else
-        (cd "$root" && TMPDIR="$tmp" "${pip[@]}" -e '.[dev,serve]')
+        (cd "$root" && TMPDIR="$tmp" "${pip[@]}" -e '.[dev,serve,video]')
     fi
 }
 

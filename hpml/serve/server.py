@@ -37,6 +37,7 @@ def serve(workload: str, given: dict, *, host: str, port: int, gallery: str | No
     config = uvicorn.Config(make_app(service, gallery=frames, api_key=key), access_log=False, log_config=None, server_header=False,
                             timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=15, backlog=2048)
     address = f"[{host}]" if ":" in host else host
+    taken.listen(config.backlog)  # whoever reads the line may come at once, before the loop runs
     print(described(service, f"http://{address}:{taken.getsockname()[1]}/"), flush=True)
     uvicorn.Server(config).run(sockets=[taken])
 

@@ -66,7 +66,7 @@ def source_files() -> list[Path]:
 def test_lock_holds_every_dependency_within_its_bounds(python):
     pins = locked(python)
     linux = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": python}
-    for need in requirements("dev", "serve"):
+    for need in requirements("dev", "serve", "video"):
         if need.marker is None or need.marker.evaluate(linux):
             assert need.name in pins, f"requirements.lock lacks {need.name}"
             assert need.specifier.contains(pins[need.name], prereleases=False), f"{need}: pinned at {pins[need.name]}"
