@@ -4,13 +4,13 @@ The first network looks at the whole frame at half its side, the second at a cro
 (_localizer.py). Every figure belongs to its frame size: errors are pixels of the frame as it was given in, `image` wide and 9/16 as high.
 """
 
-from hpml.workloads import _stages
+from hpml.workloads import _pixels, _stages
+from hpml.workloads._pixels import WITHIN_PX, pixel_errors
 
 NAME = "shuttle"
 TITLE = "Shuttle localizer"
 TASK = "localization"
 METRIC = "within 4 px"
-WITHIN_PX = 4.0  # what TrackNetV2 and V3 count as right, at 1280x720 there
 MARGIN = 0.02
 MARGIN_REASON = "two points: with some 200 visible test frames the standard error of a share near 85 % is 2.5 points"
 # timm's EfficientNets with their classifiers, as published; the localizer takes their features only, once for each stage.
@@ -162,8 +162,8 @@ def evaluate(predict, knobs: dict, frames) -> dict:
     """Share of the visible test frames whose place is within WITHIN_PX pixels, of `predict` (tuple of arrays -> [N, 3]).
 
     One loader for all engines. Returns metric, value, n (visible frames), chance (the training frames' mean place everywhere), details
-    (mean and median error in pixels; share of all test frames with the right answer to "visible?", and what "always" would get),
-    predictions and labels [N, 3], confidence [N] (of the answer visible or not).
+    (_pixels.scores: errors in pixels, precision, recall and F1 by TrackNet's rule, visible or not), predictions and labels [N, 3],
+    confidence [N] (of the answer visible or not).
     """
     import numpy as np
 
@@ -178,16 +178,5 @@ def evaluate(predict, knobs: dict, frames) -> dict:
     certain = 1 / (1 + np.exp(-np.abs(answers[:, 2].clip(-30, 30))))
     return {"metric": METRIC, "value": float((errors <= WITHIN_PX).mean()) if errors.size else 0.0, "n": len(errors),
             "chance": float((pixel_errors(middle, labels) <= WITHIN_PX).mean()) if errors.size else 0.0,
-            "details": {"mean error px": float(errors.mean()) if errors.size else 0.0,
-                        "median error px": float(np.median(errors)) if errors.size else 0.0,
-                        "visible or not": float(((answers[:, 2] > 0) == (labels[:, 2] > 0)).mean()),
-                        "always visible": float((labels[:, 2] > 0).mean())},
+            "details": _pixels.scores(answers, labels, knobs["image"]),
             "predictions": answers, "labels": labels, "confidence": certain}
-
-
-def pixel_errors(answers, labels):
-    """Distances in pixels [n] between places [N, 3] and labels [N, 3] on the n frames with a visible shuttle."""
-    import numpy as np
-
-    seen = labels[:, 2] > 0
-    return np.hypot(*(answers[seen, :2] - labels[seen, :2]).T)
