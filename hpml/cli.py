@@ -25,6 +25,8 @@ app.add_typer(data_app, name="data")
 ALIASES = {"workers": ("--num-workers",), "accum_steps": ("--gradient-accumulation",)}
 SHORTHANDS = {"torch_script": ("script", "torchscript"), "compile": ("script", "compile"),
               "data_parallel": ("parallel", "dp"), "distributed": ("parallel", "ddp")}
+# Knobs of inference that a service settles itself: by its streams, its queue, and engines that it keeps.
+OF_THE_SERVICE = ("threads", "batch", "hint", "shapes", "stored", "replicas", "measure")
 
 
 def seconds(budget: str) -> float | None:
@@ -62,9 +64,9 @@ def run(
     raise typer.Exit(code)
 
 
-def _train(workload: str, tier: str, run_id: str | None, dry_run: bool, **flags) -> None:
+def _train(workload: str | None, tier: str, run_id: str | None, dry_run: bool, config: Path | None, **flags) -> None:
     """Train a workload for real: quality after each epoch, weights, TensorBoard logs. Every knob is a flag; what is not given is
-    the tier's."""
+    the file's of --config, else the tier's."""
     from hpml import cases, distributed, study
 
     chosen = {}
@@ -75,6 +77,14 @@ def _train(workload: str, tier: str, run_id: str | None, dry_run: bool, **flags)
         if chosen.get(knob, setting) != setting:
             raise HpmlError(f"{knob}: {chosen[knob]!r} and {setting!r} exclude each other")
         chosen[knob] = str(setting) if isinstance(setting, enum.Enum) else setting
+    if config:
+        from hpml import configfile
+
+        found = configfile.read(config, phase="train", workload=workload)
+        workload, chosen = found.workload, {**found.knobs, **chosen}
+        print(found.note, file=sys.stderr)
+    if not workload:
+        raise HpmlError("name a workload (hpml train resnet50), or give --config FILE")
     case = cases.case(workload, phase="train", tier=tier, fit=True, **chosen)
     if case.knobs["epochs"] == 0:
         raise HpmlError("epochs=0: give at least one epoch")
@@ -145,10 +155,12 @@ def _train_signature() -> inspect.Signature:
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default,
                                  annotation=Annotated[kind, typer.Option(*flags, help=text)])
 
-    options = [inspect.Parameter("workload", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),
+    options = [inspect.Parameter("workload", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None,
+                                 annotation=Annotated[str | None, typer.Argument(help="a workload of the course by name, or a file")]),
                option("tier", str, "cpu", text="sizes: smoke, cpu, gpu or full"),
                option("run_id", str | None, None, text="name of the run's folder; the same name goes on with an interrupted training"),
-               option("dry_run", bool, False, "--dry-run", text="say what would be done, and do nothing")]
+               option("dry_run", bool, False, "--dry-run", text="say what would be done, and do nothing"),
+               option("config", Path | None, None, text="a recommended.yaml (hpml report writes it); flags override it")]
     for name, knob in KNOBS.items():
         if "train" not in knob.phases:
             continue
@@ -193,8 +205,8 @@ def report(
     readme: Annotated[bool, typer.Option("--readme", help="write README.md's generated parts and each reference machine's page")] = False,
     bless: Annotated[bool, typer.Option("--bless", help="make this run the reference of its machine (6 rounds, clean commit)")] = False,
 ) -> None:
-    """Build a run's report again from its records; or write README's results; or bless a run as reference."""
-    from hpml import reference, report_readme
+    """Build a run's report and its recommended.yaml again from its records; or write README's results; or bless a run as reference."""
+    from hpml import recommend, reference, report_readme
     from hpml import report as site
 
     if readme:
@@ -209,6 +221,7 @@ def report(
     if not folder.is_dir():
         raise HpmlError(f"no run {run_id!r} in {folder.parent}")
     print(site.build(folder))
+    print(*recommend.write(folder), sep="\n")
 
 
 @app.command("compare")
@@ -388,8 +401,9 @@ def notebooks(
 @app.command()
 def serve(
     workload: Annotated[str, typer.Option(help="a workload of the course by name, or a file of your own")] = "resnet50",
-    engine: Annotated[str, typer.Option(help="openvino, onnxruntime, eager, torchscript, compile or tensorrt")] = "openvino",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8")] = "fp32",
+    config: Annotated[Path | None, typer.Option(help="a recommended.yaml (hpml report writes it); flags override it")] = None,
+    engine: Annotated[str | None, typer.Option(help="openvino (default), onnxruntime, eager, torchscript, compile or tensorrt")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 (default), bf16, fp16 or int8")] = None,
     host: Annotated[str, typer.Option(help="127.0.0.1 is this machine alone; 0.0.0.0 opens it to the network")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 = any free one")] = 8000,
     run_id: Annotated[str | None, typer.Option(help="the run whose trained weights are served and that keeps the engine")] = None,
@@ -416,9 +430,18 @@ def serve(
 
     given = {"streams": streams, "threads": threads, "max_batch": max_batch, "max_wait_ms": max_wait_ms, "queue": queue,
              "deadline_ms": deadline_ms, "decoders": decoders, "max_body_mb": max_body_mb, "max_megapixels": max_megapixels}
-    asked = {"engine": engine, "precision": precision, "tier": tier, "image": image, "run_id": run_id, "weights": weights, "data": data,
-             "device": device}
     given = {name: value for name, value in given.items() if value is not None}
+    knobs = {}
+    if config:
+        from hpml import configfile
+
+        found = configfile.read(config, phase="infer", workload=workload)
+        print(found.note, file=sys.stderr)
+        knobs = {name: value for name, value in found.knobs.items() if name not in OF_THE_SERVICE}
+        given = {"threads": found.knobs["threads"]} | given if "threads" in found.knobs else given
+    asked = {"engine": engine or knobs.pop("engine", "openvino"), "precision": precision or knobs.pop("precision", "fp32"), "tier": tier,
+             "image": image, "run_id": run_id, "weights": weights, "data": data, "device": device,
+             "knobs": {name: value for name, value in knobs.items() if name not in ("engine", "precision")}}
     if search:
         print(server.search(workload, given, **asked))
     else:

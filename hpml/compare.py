@@ -289,10 +289,15 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
 
 
 def _qualities(record: Record, records: Sequence[Record]) -> dict[tuple[str, int], dict]:
-    """Quality by (group, round) of the runs that vouch for `record`: of the same weights, or of the variant that was trained instead."""
+    """Quality by (group, round) of the runs that vouch for `record`."""
+    return {(r.case["group"], r.protocol["round"]): r.quality for r in vouching(record, records)}
+
+
+def vouching(record: Record, records: Sequence[Record]) -> list[Record]:
+    """The runs that show the quality of `record`'s technique: of the same weights, or of the variant that was trained instead."""
     def vouches(r: Record) -> bool:
         same = r.actual.get("weights_sha256") == record.actual.get("weights_sha256")
         return technique_key(r) == wanted and (same or r.knobs.get("variant") != record.knobs.get("variant"))
 
     wanted = technique_key(record)
-    return {(r.case["group"], r.protocol["round"]): r.quality for r in records if r.status == "ok" and r.quality and vouches(r)}
+    return [r for r in records if r.status == "ok" and r.quality and vouches(r)]

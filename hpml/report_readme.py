@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from hpml import compare, env, notebooks, records, tables, tables_int8, workloads
+from hpml import compare, env, notebooks, recommend, records, tables, tables_int8, workloads
 from hpml.compare import Row
 from hpml.env import HpmlError
 
@@ -167,7 +167,8 @@ def readme(path: Path) -> str:
 def write(path: Path) -> list[Path]:
     """Write README at `path` and the page of each reference machine; returns their paths."""
     text = readme(path)
-    pages = {path: text, **{folder / "README.md": machine_page(folder, found) for folder, found in references()}}
+    pages = {path: text, **{folder / "README.md": machine_page(folder, found) for folder, found in references()},
+             **{folder / recommend.NAME: recommend.text(recommend.of_reference(folder)) for folder, _ in references()}}
     for page, content in pages.items():
         page.write_text(content)
     return list(pages)

@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from hpml import cases, env, notebooks, records, report, tables
+from hpml import cases, env, notebooks, recommend, records, report, tables
 from hpml.compare import is_quality_run
 from hpml.env import BudgetSpent, HpmlError
 from hpml.notebooks import Notebook
@@ -60,6 +60,7 @@ def run(*, tier: str, workloads: list[str] | None, only: list[str] | None, run_i
     _write(folder, status)
     print(f"\n{_count(status)} in {(time.time() - started) / 60:.1f} minutes")
     print(f"report: {report.build(folder)}")
+    print(recommend.write(folder)[-1])
     return 1 if any(n["status"] in ("failed", "timeout") for n in status["notebooks"].values()) else 0
 
 

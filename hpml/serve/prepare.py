@@ -17,8 +17,9 @@ TIMEOUT_S = 3600  # of making the INT8 graph or a build
 
 
 def plan(workload: str, *, engine: str, precision: str, tier: str, image: int | None, run_id: str, weights: str, settings: Settings,
-         data: str, device: str = "cpu") -> Case:
+         data: str, device: str = "cpu", knobs: dict | None = None) -> Case:
     """The case that is served: inference at the tier's sizes, or with trained weights at those they were trained at.
+    `knobs`: further ones.
 
     weights "auto": those that the run has trained, else the published ones where a copy is here, else random ones. Raises HpmlError for
     what is unknown, Unavailable where engine or precision cannot be here.
@@ -31,7 +32,7 @@ def plan(workload: str, *, engine: str, precision: str, tier: str, image: int | 
     sizes = _trained_sizes(name, run_id) if weights == "trained" else {}
     if image:
         sizes["image"] = image
-    chosen = {"engine": engine, "precision": precision, "weights": weights, "threads": settings.threads, "batch": settings.max_batch,
+    chosen = {**(knobs or {}), "engine": engine, "precision": precision, "weights": weights, "threads": settings.threads, "batch": settings.max_batch,
               "device": "cuda" if engine == "tensorrt" else device, "data": data}
     if engine == "openvino" and settings.max_batch == 1:
         chosen["shapes"] = "static"

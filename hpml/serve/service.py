@@ -38,16 +38,17 @@ class Answer:
 
 def open_service(workload: str, *, engine: str = "openvino", precision: str = "fp32", tier: str = "cpu", image: int | None = None,
                  run_id: str | None = None, weights: str = "auto", settings: Settings | dict | None = None, data: str = "auto",
-                 device: str = "cpu", say: Callable[[str], object] = print) -> "Service":
+                 device: str = "cpu", knobs: dict | None = None, say: Callable[[str], object] = print) -> "Service":
     """The workload on an engine, ready. What has to be built is built once and kept in the run (default: "serve").
 
     weights: auto (the run's trained ones, else published ones, else random), random, trained, pretrained or a file. image: another side
-    in pixels than the tier's. Raises HpmlError or Unavailable, in one line.
+    in pixels than the tier's. knobs: further ones of phase infer (quantizer, memory_format, ...). Raises HpmlError or Unavailable, in one
+    line.
     """
     run_id = run_id or "serve"
     settings = settings_of(settings)
     one = prepare.plan(workload, engine=engine, precision=precision, tier=tier, image=image, run_id=run_id, weights=weights,
-                       settings=settings, data=data, device=device)
+                       settings=settings, data=data, device=device, knobs=knobs)
     job = study.job_of(one, run_id)
     module = workloads.get(one.workload)
     streams = settings.streams or (env.cores() if engine == "openvino" else 1)

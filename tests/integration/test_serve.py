@@ -66,6 +66,14 @@ def test_it_says_what_it_serves(tiny, client):
     assert client.get("/docs").status_code == 404, "FastAPI's own page loads from other hosts"
 
 
+def test_it_serves_what_a_file_recommends_and_a_flag_overrides(serving, tmp_path):
+    config = tmp_path / "recommended.yaml"
+    knobs = {"engine": "onnxruntime", "precision": "int8", "quantizer": "onnxruntime", "calib_samples": 16, "hint": "latency"}
+    config.write_text(json.dumps({"format": 1, "machine": "m", "machines": {"m": {"workloads": {"tiny": {"infer": {"knobs": knobs}}}}}}))
+    server = serving("tiny.py", "--config", str(config), "--precision", "fp32")
+    assert "Tiny net (onnxruntime, fp32;" in server.line
+
+
 def test_a_sample_raw_or_in_a_form_gets_one_answer_with_its_times(client):
     sample = client.get("/samples/3")
     assert sample.headers["content-type"] == "image/png" and sample.headers["x-truth"] in "abc"

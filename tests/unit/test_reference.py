@@ -3,7 +3,7 @@
 import pytest
 from test_tables import noise, study, sweep
 
-from hpml import env, records, reference, report_readme
+from hpml import env, recommend, records, reference, report_readme
 from hpml.env import HpmlError
 
 
@@ -72,3 +72,5 @@ def test_readme_is_what_the_committed_reference_says():
     assert report_readme.readme(page) == page.read_text(), "run: hpml report --readme"
     for folder, found in report_readme.references():
         assert report_readme.machine_page(folder, found) == (folder / "README.md").read_text(), "run: hpml report --readme"
+        kept = (folder / recommend.NAME).read_text()
+        assert kept == recommend.text(recommend.of_reference(folder)), "run: hpml report --readme"
