@@ -17,9 +17,9 @@ from hpml.records import Record
 
 NAME, FORMAT = "recommended.yaml", 1
 PHASES = ("train", "infer")
-RULE = ("of the cases that are faster than their baseline beyond the noise (95 % interval without 1, ratio above the noise floor) and whose "
-        "quality is kept within the workload's margin, the one with the most samples/s; all at the sizes that most cases were measured at, "
-        "one call at a time, never at the smoke tier")
+RULE = ("of the cases that are faster than their baseline beyond the noise (95 % interval without 1, ratio above the noise floor) and "
+        "whose quality is kept within the workload's margin, the one with the most samples/s; all at the sizes that most cases were "
+        "measured at, one call at a time, never at the smoke tier")
 SIZES = ("part", "variant", "batch", "image", "length", "threads", "hint", "replicas")  # alike in the cases of one choice
 MISSING = "not measured"
 NEXT = 4  # cases named that lack only their quality

@@ -32,8 +32,8 @@ def plan(workload: str, *, engine: str, precision: str, tier: str, image: int | 
     sizes = _trained_sizes(name, run_id) if weights == "trained" else {}
     if image:
         sizes["image"] = image
-    chosen = {**(knobs or {}), "engine": engine, "precision": precision, "weights": weights, "threads": settings.threads, "batch": settings.max_batch,
-              "device": "cuda" if engine == "tensorrt" else device, "data": data}
+    chosen = {**(knobs or {}), "engine": engine, "precision": precision, "weights": weights, "threads": settings.threads,
+              "batch": settings.max_batch, "device": "cuda" if engine == "tensorrt" else device, "data": data}
     if engine == "openvino" and settings.max_batch == 1:
         chosen["shapes"] = "static"
     if weights == "pretrained" and module.NAME == "resnet50" and data == "auto":
