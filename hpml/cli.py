@@ -1,4 +1,4 @@
-"""The command line: `hpml run`, `train`, `check`, `serve`, `load-test`, `report`, `compare`, `data`, `weights`, `notebooks`, `env`."""
+"""The command line: what a user types, each command a thin layer over the modules below."""
 
 import contextlib
 import enum
@@ -446,6 +446,18 @@ def serve(
         print(server.search(workload, given, **asked))
     else:
         server.serve(workload, given, host=host, port=port, gallery=gallery, **asked)
+
+
+@app.command("lab")
+def open_lab(
+    port: Annotated[int, typer.Option(help="0 = any free one; a busy one: the next free one")] = 8888,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open a browser at the first notebook")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be copied and started, and do nothing")] = False,
+) -> None:
+    """Open the course in JupyterLab, in copies of your own under lab/: loopback only, with a token; nothing there is overwritten."""
+    from hpml import lab
+
+    lab.open_course(port=port, browser=browser, dry_run=dry_run)
 
 
 @app.command("env")
