@@ -370,6 +370,37 @@ def data_shard(
           f"{index.bytes / 2**20 / took:,.0f} MiB/s")
 
 
+@data_app.command("shuttle-label")
+def data_shuttle_label(
+    source: Annotated[Path, typer.Argument(metavar="VIDEO", help="a video file")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="the folder for Label Studio; several videos may share it")],
+    start: Annotated[float, typer.Option(help="seconds from which on frames are labelled")] = 0,
+    stop: Annotated[float | None, typer.Option(help="seconds up to which frames are labelled (default: all)")] = None,
+    png: Annotated[bool, typer.Option("--png", help="frames as PNG, without loss and about six times as large")] = False,
+) -> None:
+    """Write a video's frames, a labelling config and tasks for Label Studio. Run again, it goes on; nothing is overwritten."""
+    from hpml.data import labelling
+
+    count = labelling.label(source, target, start_s=start, stop_s=stop, png=png)
+    print(f"{target}: {count:,} frames of {source.name} to label")
+    print(labelling.START.format(root=target.resolve(), tasks=f"tasks_{source.stem}.json"))
+
+
+@data_app.command("shuttle-prepare")
+def data_shuttle_prepare(
+    export: Annotated[Path, typer.Argument(metavar="EXPORT", help="Label Studio's export (CSV, TSV, JSON, JSON-MIN), TrackNet's CSV or a "
+                                           "folder of them")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="the folder of the set; as data/shuttle it is found by itself")],
+    frames: Annotated[Path | None, typer.Option(help="folder of the pictures: one folder a clip, or one clip")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="a clip's video, named as the clip; may be given several times")] = None,
+    png: Annotated[bool, typer.Option("--png", help="frames of videos as PNG, without loss")] = False,
+) -> None:
+    """Make a training set from labels and their frames; print what was found wrong and how it was decided."""
+    from hpml.data import prepare
+
+    print(prepare.text(prepare.prepare(export, target, frames=frames, videos=video or (), png=png)))
+
+
 @app.command("weights")
 def fetch_weights(workload: str) -> None:
     """Download a workload's published weights, with checksum; `--weights pretrained` and weights="pretrained" use them."""

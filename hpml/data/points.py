@@ -1,8 +1,9 @@
 """Label files of a small thing in video frames as one table, and the rules by which bad rows are decided.
 
 Three forms are read, whatever the order of their columns: TrackNetV2's `frame_num,visible,x,y` as shares of the frame (0 to 1),
-TrackNetV3's `Frame,Visibility,X,Y` in pixels, and Label Studio's key points (CSV, TSV or JSON-MIN, in percent of the original size; a
-task without a point is a frame in which nothing is visible). Places become pixels from the left and upper edge of the frame.
+TrackNetV3's `Frame,Visibility,X,Y` in pixels, and Label Studio's key points (CSV, TSV, JSON-MIN or its full JSON, in percent of the
+original size; an annotation without a point is a frame in which nothing is visible; in the full JSON a task that nobody has annotated, or
+whose annotation was cancelled, says nothing and is left out). Places become pixels from the left and upper edge of the frame.
 
 Each row is decided by one rule, and everything that is not plain is listed:
 
@@ -22,6 +23,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from hpml.env import HpmlError
 
@@ -46,7 +48,7 @@ def read(path: Path, *, clip: str, size: tuple[int, int] = SIZE) -> tuple[pd.Dat
 
     wrong: list[str] = []
     if path.suffix == ".json":
-        rows = _tasks(path)
+        rows = _tasks(path, wrong)
     else:
         try:
             cells = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -103,16 +105,28 @@ def _numbers(cells: pd.DataFrame, names: tuple, clip: str, size: tuple[int, int]
     return table
 
 
-def _tasks(path: Path) -> list[dict]:
+def _tasks(path: Path, wrong: list[str]) -> list[dict]:
+    """The annotations of a JSON-MIN or full JSON export in the form of the first."""
     try:
         tasks = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise HpmlError(f"{path}: not JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise HpmlError(f"{path}: a list of tasks is expected, as Label Studio exports it")
-    if any("annotations" in task for task in tasks):
-        raise HpmlError(f"{path}: Label Studio's full JSON; export the project as JSON-MIN, CSV or TSV")
-    return tasks
+    if not any(isinstance(task.get("annotations"), list) for task in tasks):
+        return tasks
+    rows, silent = [], 0
+    for task in tasks:
+        given = [one for one in task.get("annotations") or () if isinstance(one, dict) and not one.get("was_cancelled")]
+        silent += not given
+        for one in given:
+            results = [part for part in one.get("result") or () if isinstance(part, dict) and isinstance(part.get("value"), dict)]
+            sizes = ({key: part.get(key) for key in ("original_width", "original_height")} for part in results)
+            found = [{**part["value"], **size} for part, size in zip(results, sizes, strict=True) if "keypointlabels" in part["value"]]
+            rows.append({**(task.get("data") or {}), "points": found})
+    if silent:
+        wrong.append(f"{silent} tasks have no annotation: left out")
+    return rows
 
 
 def _key_points(rows: list[dict], wrong: list[str]) -> pd.DataFrame | None:
@@ -155,7 +169,7 @@ def _key_points(rows: list[dict], wrong: list[str]) -> pd.DataFrame | None:
 
 def _picture(cell: object) -> str:
     """Path of the picture that a cell names (Label Studio writes /data/local-files/?d=clip/img7.png), or ""."""
-    text = str(cell).rpartition("?d=")[2] if isinstance(cell, str) else ""
+    text = unquote(str(cell).rpartition("?d=")[2]) if isinstance(cell, str) else ""
     return text if PurePosixPath(text).suffix.lower() in PICTURES else ""
 
 

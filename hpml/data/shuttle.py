@@ -25,7 +25,8 @@ FORMAT = 1  # of what the cache holds; raised when the arrays made from the same
 TITLE = "shuttle frames"
 FOLDERS = ("shuttle", "ball_frames", "label_studio_keypoints")  # below the data folder
 BESIDE = ("images", "frame", "frames")  # where a clip's pictures lie beside the folder of its labels
-NO_LABELS = ("drop_frame.json",)  # TrackNetV3's list of frames that its median picture leaves out
+PREPARED = "prepared.json"  # what prepare.py says of a set that it made
+NO_LABELS = ("drop_frame.json", PREPARED)  # the first is TrackNetV3's list of frames that its median picture leaves out
 LABELS = (".csv", ".tsv", ".json")
 ASIDE = "set_aside"
 WIDE = 16 / 9  # a frame's width over its height
@@ -36,7 +37,7 @@ MISSING = "shuttle frames are not on this machine: put clips (folders of numbere
 
 def find(name: str = "shuttle") -> Path | None:
     """The first of FOLDERS that holds a label file."""
-    return next((folder for known in FOLDERS if (folder := data_dir() / known).is_dir() and _label_files(folder)), None)
+    return next((folder for known in FOLDERS if (folder := data_dir() / known).is_dir() and label_files(folder)), None)
 
 
 def open_frames(source: str, width: int, n_train: int = 0, n_test: int = 0) -> FrameSet:
@@ -70,11 +71,11 @@ def table(path: Path) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
 
     root = path if path.is_dir() else path.parent
     found, wrong = [], []
-    for file in _label_files(path) if path.is_dir() else [path]:
+    for file in label_files(path) if path.is_dir() else [path]:
         where, stem = file.relative_to(root).as_posix(), file.stem.removesuffix("_ball")
-        own = _pictures(file, stem)
+        own = pictures(file, stem)
         try:
-            rows, said = points.read(file, clip=stem, size=_common(own) or points.SIZE)
+            rows, said = points.read(file, clip=stem, size=common(own) or points.SIZE)
         except HpmlError as error:
             if path.is_file():
                 raise
@@ -82,7 +83,7 @@ def table(path: Path) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
             continue
         wrong += [(where, line) for line in said]
         for clip, part in rows.groupby("clip", sort=False):
-            part, said = _with_pictures(part, own if clip == stem else _pictures(file, clip), root)
+            part, said = _with_pictures(part, own if clip == stem else pictures(file, clip), root)
             wrong += said
             folder = file.parent.parent.relative_to(root) if file.parent != root else Path()
             found.append(part.assign(clip=(folder / str(clip)).as_posix()))
@@ -196,7 +197,8 @@ def stamp(path: Path) -> str:
 # ---- where files lie
 
 
-def _label_files(folder: Path) -> list[Path]:
+def label_files(folder: Path) -> list[Path]:
+    """Files below a folder that may hold labels."""
     return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in LABELS and file.name not in NO_LABELS and file.is_file()
             and ASIDE not in file.parts]
 
@@ -206,15 +208,20 @@ def _pictured(path: Path) -> bool:
     return len({file.parent for file in path.rglob("*") if file.suffix.lower() in points.PICTURES and ASIDE not in file.parts}) > 1
 
 
-def _pictures(file: Path, clip: str) -> dict[int, tuple[Path, tuple[int, int] | None]]:
-    """(picture, its size, None for what is no picture) of a clip by frame number; empty where its frames are not here."""
+def pictures(file: Path, clip: str) -> dict[int, tuple[Path, tuple[int, int] | None]]:
+    """The pictures of a clip by frame number, where they are looked for beside its label file; empty where they are not here."""
     places = [file.parent / clip, *(file.parent.parent / kind / clip for kind in BESIDE)]
-    folder = next((place for place in places if place.is_dir()), None)
-    named = {one: "".join(c if c.isdigit() else " " for c in one.stem).split() for one in sorted(folder.iterdir())} if folder else {}
+    return numbered(next((place for place in places if place.is_dir()), None))
+
+
+def numbered(folder: Path | None) -> dict[int, tuple[Path, tuple[int, int] | None]]:
+    """(picture, its size, None for what is no picture) of the numbered pictures in a folder, by number."""
+    named = {one: "".join(c if c.isdigit() else " " for c in one.stem).split()
+             for one in (sorted(folder.iterdir()) if folder and folder.is_dir() else ())}
     return {int(digits[-1]): (one, _size(one)) for one, digits in named.items() if digits and one.suffix.lower() in points.PICTURES}
 
 
-def _common(pictures: dict[int, tuple[Path, tuple[int, int] | None]]) -> tuple[int, int] | None:
+def common(pictures: dict[int, tuple[Path, tuple[int, int] | None]]) -> tuple[int, int] | None:
     """The size that most pictures of a clip have."""
     sizes = [size for _, size in pictures.values() if size]
     return max(set(sizes), key=sizes.count) if sizes else None
@@ -237,19 +244,19 @@ def _with_pictures(rows: pd.DataFrame, pictures: dict[int, tuple[Path, tuple[int
     """One clip's rows with their pictures' paths, without those that cannot be used, and what was wrong."""
     if not pictures:
         return rows.assign(image=""), []
-    wrong, good, common = [], {}, _common(pictures)
+    wrong, good, usual = [], {}, common(pictures)
     for number, (file, size) in pictures.items():
         name = file.relative_to(root).as_posix()
         if size is None:
             wrong.append((name, "not the picture that its name says"))
-        elif size != common:
-            wrong.append((name, f"{size[0]}x{size[1]} pixels, its clip has {common[0]}x{common[1]}"))
+        elif size != usual:
+            wrong.append((name, f"{size[0]}x{size[1]} pixels, its clip has {usual[0]}x{usual[1]}"))
         else:
             good[number] = name
     where = next(iter(pictures.values()))[0].parent.relative_to(root).as_posix()
-    other = sorted({(w, h) for w, h in zip(rows["width"], rows["height"], strict=True) if w and (w, h) != common})
+    other = sorted({(w, h) for w, h in zip(rows["width"], rows["height"], strict=True) if w and (w, h) != usual})
     if good and other:
-        wrong.append((where, f"labels for {points.some(f'{w}x{h}' for w, h in other)} pixels, pictures of {common[0]}x{common[1]}: "
+        wrong.append((where, f"labels for {points.some(f'{w}x{h}' for w, h in other)} pixels, pictures of {usual[0]}x{usual[1]}: "
                              "left out"))
         good = {}
     unlabelled = sorted(set(good) - set(rows["frame"]))

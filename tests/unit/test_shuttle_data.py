@@ -80,6 +80,26 @@ def test_label_studio_in_three_forms_is_percent_and_a_task_without_a_point_is_no
         assert set(table["width"]) == {400} and set(table["height"]) == {200}
 
 
+def full(one, annotations=1, cancelled=False):
+    """A JSON-MIN task in the form of Label Studio's full JSON."""
+    results = [{"type": "keypointlabels", "from_name": "kp-1", "to_name": "img", "original_width": p["original_width"],
+                "original_height": p["original_height"], "image_rotation": 0,
+                "value": {"x": p["x"], "y": p["y"], "width": 1, "keypointlabels": p["keypointlabels"]}} for p in one["kp-1"]]
+    return {"id": one["id"], "data": {"img": one["img"]}, "predictions": [], "meta": {},
+            "annotations": [{"id": 1, "was_cancelled": cancelled, "result": results}] * annotations}
+
+
+def test_the_full_json_tells_a_frame_without_a_point_from_one_that_nobody_looked_at(tmp_path):
+    tasks = [full(task(7, [(10, 50, "shuttle")])), full(task(8, [])), full(task(9, [(1, 1, "shuttle")]), annotations=0),
+             full(task(10, [(1, 1, "shuttle")]), cancelled=True), full(task(11, [(50, 50, "shuttle")]), annotations=2)]
+    tasks[0]["data"]["img"] = tasks[0]["data"]["img"].replace("rally7", "rally%207")
+    tasks[0]["annotations"][0]["result"].append({"type": "choices", "value": {"choices": ["blurred"]}})
+    table, wrong = read(tmp_path, json.dumps(tasks), "a.json")
+    assert places(table) == [(7, 40.0, 100.0, True), (8, None, None, False), (11, 200.0, 100.0, True)]
+    assert list(table["clip"]) == ["rally 7", "rally7", "rally7"]
+    assert wrong[0] == "2 tasks have no annotation: left out" and wrong[1].startswith("1 rows repeat a frame with the same place")
+
+
 def test_of_several_key_points_the_shuttle_counts(tmp_path):
     both = task(1, [(50, 50, "player"), (10, 20, "shuttle")])
     table, wrong = read(tmp_path, json.dumps([both, task(2, [(30, 30, "player")])]), "a.json")
@@ -124,7 +144,7 @@ def test_another_original_size_is_left_out(tmp_path):
 @pytest.mark.parametrize(("name", "text", "said"), [
     ("a.csv", "time,left,top\n1,2,3\n", f"{points.FORMS} is expected, found time, left, top"),
     ("a.csv", "", "not a table"), ("a.json", "{", "not JSON"), ("a.json", '{"map": []}', "a list of tasks is expected"),
-    ("a.json", '[{"id": 1, "annotations": []}]', "export the project as JSON-MIN")])
+    ("a.json", '[{"id": 1, "annotations": []}]', "found nothing")])
 def test_another_schema_is_refused_in_one_line(tmp_path, name, text, said):
     with pytest.raises(HpmlError) as caught:
         read(tmp_path, text, name)
