@@ -24,8 +24,10 @@ SIZES = {
     "cpu": {"matmul": 1920, "conv3x3": (8, 256, 56)},
     "cuda": {"matmul": 8192, "conv3x3": (64, 256, 56)},
 }
+# What tells beforehand how long a call at the full size takes on a CPU: BF16 without AVX-512 can take a minute.
+PROBES = {"matmul": 480, "conv3x3": (1, 256, 28)}
 BUFFER_BYTES = {"cpu": 512 * 2**20, "cuda": 2**30}
-SLOW_CALL_S = 5.0  # such are BF16's on a CPU without AVX-512, computed one number at a time
+SLOW_CALL_S = 2.0  # where a call at the full size would take longer, the limit is measured at the probe's size
 JPEG_FILES, JPEG_WIDTH, JPEG_HEIGHT = 8, 500, 375
 TORCH_DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -75,9 +77,9 @@ def measure(*, kind: str, dtype: str | None = None, engine: str = "torch", devic
             raise HpmlError(f"limits: unknown dtype {dtype!r}; known: {', '.join((*TORCH_DTYPES, 'int8'))}")
         if device == "cpu" and dtype in ("fp16", "tf32"):
             raise Unavailable(f"{dtype} is measured on CUDA only")
-        size = size or SIZES[device][kind]
-        call, ran = builders[engine](kind=kind, dtype=dtype, device=device, threads=threads, size=size)
-        unit, work = "FLOP/s", 2 * size**3 if kind == "matmul" else 2 * 9 * size[0] * size[1] ** 2 * size[2] ** 2
+        build = functools.partial(builders[engine], kind=kind, dtype=dtype, device=device, threads=threads)
+        call, ran, work = _sized(build, kind, size or SIZES[device][kind]) if size or device == "cuda" else _bearable(build, kind)
+        unit = "FLOP/s"
     else:
         raise HpmlError(f"limits: unknown kind {kind!r}; known: {', '.join((*ARITHMETIC, 'memory', *COPIES, 'jpeg'))}")
     values = _rates(call, work, seconds)
@@ -146,21 +148,36 @@ def arithmetic_graph(*, kind: str, dtype: str, size: int | tuple[int, int, int])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def _rates(call: Callable[[], object], work: float, seconds: float) -> list[float]:
-    """Rates of repeated calls: two to warm up, then at least three, until `seconds` have passed. Where the first call takes longer than
-    SLOW_CALL_S, warming up is nothing beside it: that call is the measurement."""
-    def rate() -> float:
-        start = time.perf_counter()
-        call()
-        return work / (time.perf_counter() - start)
-
-    first = rate()
-    if work / first > SLOW_CALL_S:
-        return [first]
+def _bearable(build: Callable, kind: str) -> tuple[Callable, str, float]:
+    """_sized at the full size, or at the probe's where a call would take longer than SLOW_CALL_S; `ran` says so."""
+    call, ran, work = _sized(build, kind, PROBES[kind])
     call()
+    start = time.perf_counter()
+    call()
+    full_s = (time.perf_counter() - start) * operations(kind, SIZES["cpu"][kind]) / work
+    if full_s <= SLOW_CALL_S:
+        return _sized(build, kind, SIZES["cpu"][kind])
+    return call, f"{ran}; size {PROBES[kind]}, as {SIZES['cpu'][kind]} would take {full_s:.0f} s a call", work
+
+
+def _sized(build: Callable, kind: str, size) -> tuple[Callable, str, float]:
+    return *build(size=size), operations(kind, size)
+
+
+def operations(kind: str, size: int | tuple[int, int, int]) -> float:
+    """Operations of one call, 2 for each multiply-add of the direct algorithm."""
+    return 2 * size**3 if kind == "matmul" else 2 * 9 * size[0] * size[1] ** 2 * size[2] ** 2
+
+
+def _rates(call: Callable[[], object], work: float, seconds: float) -> list[float]:
+    """Rates of repeated calls: two to warm up, then at least three, until `seconds` have passed."""
+    for _ in range(2):
+        call()
     values, deadline = [], time.perf_counter() + seconds
     while len(values) < 3 or time.perf_counter() < deadline:
-        values.append(rate())
+        start = time.perf_counter()
+        call()
+        values.append(work / (time.perf_counter() - start))
     return values
 
 

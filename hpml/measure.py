@@ -1,9 +1,10 @@
 """Taking a figure inside a measured process: the steady loop, memory, threads, and what else the machine did meanwhile."""
 
+import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hpml import env, turns
@@ -11,6 +12,7 @@ from hpml import env, turns
 BUSY_SHARE = 0.10  # of all cores, taken by other processes or stolen by the host: above it a round is flagged and repeated
 # A host that takes its cores away need not tell its guests. What shows it are bursts: calls that take much longer than most.
 BURST = 1.25  # times the median call
+LONG_S = 10.0  # a call of so many seconds needs no more warm-up and is measured once a round: BF16 on a CPU that computes it in FP32
 BURST_SHARE = 0.20  # of the window's time, spent in bursts: above it a round is flagged and repeated likewise
 
 
@@ -40,24 +42,28 @@ def device_clock(device: str) -> Callable[[], float]:
 def steady(step: Callable[[int], object], *, clock: Callable[[], float], warmup: int, min_iters: int, min_seconds: float) -> dict:
     """Call step(i) until both minima are reached; seconds of each call after the warm-up, in turns with the children beside this one.
 
-    Returns {"first_call_s", "values"}: the very first call is a figure of its own.
+    A call of LONG_S ends the warm-up or the measurement. Returns {"first_call_s", "values"}: the very first call is a figure of its own.
     """
-    start = clock()
-    step(0)
-    first_call_s = clock() - start
-    for i in range(1, warmup):
-        step(i)
-    values, spent, i = [], 0.0, warmup
-    while len(values) < min_iters or spent < min_seconds:
-        if turns.wait() and values and is_short(values[-1]):
-            step(i)
-            i += 1
+    calls = itertools.count()
+
+    def timed() -> float:
         before = clock()
-        step(i)
-        values.append(clock() - before)
-        spent += values[-1]
-        i += 1
+        step(next(calls))
+        return clock() - before
+
+    first_call_s = timed()
+    any(timed() > LONG_S for _ in range(1, warmup))
+    values = []
+    while unfinished(values, min_iters=min_iters, min_seconds=min_seconds):
+        if turns.wait() and values and is_short(values[-1]):
+            timed()
+        values.append(timed())
     return {"first_call_s": first_call_s, "values": values}
+
+
+def unfinished(values: Sequence[float], *, min_iters: int, min_seconds: float) -> bool:
+    """Whether more calls are to be measured after these, in seconds: for both minima, but none after a long one."""
+    return (len(values) < min_iters or sum(values) < min_seconds) and not (values and values[-1] > LONG_S)
 
 
 def is_short(seconds: float) -> bool:

@@ -167,7 +167,7 @@ def launch_together(plan: Plan, group: list[int], number: int, order: list[int],
         # A whole training takes as long as its epochs; only the budget ends it.
         timeout_s = TIMEOUT_S["full" if case.knobs.get("epochs") else case.tier]
         job = {"case": described, "knobs": case.knobs, "protocol": protocol, "run_dir": str(folder), "weights": path,
-               "weights_sha256": digest, "code": plan.code}
+               "weights_sha256": digest, "code": plan.code, "notebook": session().notebook}
         log = folder / "logs" / f"{Path(case.workload).stem}-{case.phase}-{key}-r{number}.log"
         asked[index] = (job, log, timeout_s)
     answers = launch.side_by_side(list(asked.values()), left_s=left)

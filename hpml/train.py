@@ -91,14 +91,15 @@ def build(workload: ModuleType, knobs: dict, classes: int, weights: Path | None)
     actual = {"device": device, "threads": torch.get_num_threads(), "tf32": False, "cudnn_benchmark": torch.backends.cudnn.benchmark,
               "parameters": sum(p.numel() for p in model.parameters()), "lr": lr}
     if knobs["precision"] == "bf16" and device == "cpu":
-        actual["bf16_native"] = any(flag in ("avx512_bf16", "amx_bf16") for flag in _isa())
+        actual["bf16_native"] = bf16_native()
     return _parallel(_scripted(model, knobs["script"]), knobs, actual), optimizer, scaler, actual
 
 
-def _isa() -> list[str]:
+def bf16_native() -> bool:
+    """Whether this CPU has instructions for BF16."""
     from hpml.env import machine
 
-    return machine()["isa"]
+    return any(flag in ("avx512_bf16", "amx_bf16") for flag in machine()["isa"])
 
 
 def _scripted(model, script: str):
@@ -156,6 +157,9 @@ def prepare(job: dict, workload: ModuleType):
         raise Unavailable("non_blocking: no GPU in this case, so nothing is copied that could be waited for")
     if knobs["precision"] == "fp16" and knobs["device"] == "cpu":
         raise Unavailable("FP16 training on a CPU: no fast FP16 arithmetic here")
+    if knobs["precision"] == "bf16" and knobs["device"] == "cpu" and knobs["epochs"] and job.get("notebook") and not bf16_native():
+        raise Unavailable("whole epochs in BF16: this CPU has no instructions for it, and the notebook would not end; its steps show how "
+                          "slow it is, and hpml train does it all the same")
     if knobs["script"] == "compile" and (reason := engines.get("compile").unavailable(knobs["device"])):
         raise Unavailable(reason)
     m.set_threads(knobs["threads"])
@@ -192,19 +196,23 @@ def measure(job: dict, workload: ModuleType) -> dict:
     with compiling(knobs, protocol, actual):
         losses = [step()]
     first_call_s = time.perf_counter() - started
-    losses += [step() for _ in range(1, protocol["warmup"])]
+    for _ in range(1, protocol["warmup"]):
+        losses.append(step())
+        if distributed.agreed(sum(marks.spans()) > m.LONG_S, knobs["device"]):
+            break
     # Of the warm-up, with the round's seed: another technique whose losses are not alike does not take the same step.
     actual["losses"] = [loss if math.isfinite(loss) else None for loss in distributed.mean([float(x) for x in losses], knobs["device"])]
     phases: dict[str, list[float]] = {name: [] for name in PHASES}
+    values: list[float] = []  # seconds of each step
+    minima = {name: protocol[name] for name in ("min_iters", "min_seconds")}
     disk, energy, mark = m.bytes_read(), m.energy_mj() if knobs["device"] == "cuda" else None, m.cpu_mark()
-    while distributed.agreed(len(phases["wait"]) < protocol["min_iters"] or sum(map(sum, phases.values())) < protocol["min_seconds"],
-                             knobs["device"]):
-        if turns.wait() and phases["wait"] and m.is_short(sum(spent[-1] for spent in phases.values())):
+    while distributed.agreed(m.unfinished(values, **minima), knobs["device"]):
+        if turns.wait() and values and m.is_short(values[-1]):
             step()
         step()
         for name, seconds in phase_seconds(marks.spans(), knobs["accum_steps"]).items():
             phases[name].append(seconds)
-    values = [sum(parts) for parts in zip(*phases.values(), strict=True)]
+        values.append(sum(spent[-1] for spent in phases.values()))
     # Workers compete with the step for the cores, so that its calls differ by nature; only without them are they alike.
     alike = None if knobs["workers"] else [value - wait for value, wait in zip(values, phases["wait"], strict=True)]
     flops = known_work(job, workload, len(image_set.classes))["flops"]

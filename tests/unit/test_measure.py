@@ -13,3 +13,16 @@ def test_a_window_with_long_bursts_is_disturbed_and_one_long_call_is_not():
     assert not measure.disturbance(mark, [*calm, 0.2])["busy"]
     held_up = measure.disturbance(mark, [0.1] * 12 + [0.2] * 5)
     assert held_up["busy"] and held_up["bursts"] == pytest.approx(1.0 / 2.2, abs=1e-3)
+
+
+def test_a_long_call_ends_warm_up_and_measurement(monkeypatch):
+    """On a clock of the test's own: nothing waits."""
+    now, calls = [0.0], []
+
+    def step(i: int) -> None:
+        calls.append(i)
+        now[0] += 12.0
+
+    taken = measure.steady(step, clock=lambda: now[0], warmup=5, min_iters=9, min_seconds=60.0)
+    assert taken == {"first_call_s": 12.0, "values": [12.0]} and calls == [0, 1, 2]
+    assert measure.unfinished([9.0], min_iters=2, min_seconds=0) and not measure.unfinished([11.0], min_iters=2, min_seconds=60)

@@ -104,6 +104,15 @@ def test_what_a_machine_cannot_do_is_said():
         gradient([batch(8)], parallel="dp")
 
 
+def test_a_notebook_trains_no_epochs_in_bf16_where_the_cpu_has_no_bf16(monkeypatch):
+    monkeypatch.setattr(train, "bf16_native", lambda: False)
+    job = {"knobs": validate("train", {"batch": 2, "precision": "bf16", "epochs": 1}), "protocol": {"seed": 0}, "weights": None}
+    with pytest.raises(Unavailable, match="no instructions for it.*hpml train does it"):
+        train.prepare({**job, "notebook": "23"}, TINY)
+    for other in (job, {**job, "notebook": "23", "knobs": {**job["knobs"], "epochs": 0}}):
+        assert train.prepare(other, TINY)[2][3]["bf16_native"] is False
+
+
 class Varying(torch.nn.Module):
     def forward(self, *parts):
         return sum(parts)
