@@ -1,20 +1,15 @@
 """The report of a run: pages that open from a file, made from its records, its status and its executed notebooks alone."""
 
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpml import compare, plot, records, report_notebook, report_results, tables
+from hpml import compare, records, report_notebook, report_page, report_results, report_search, report_summary, tables
 from hpml.compare import Row
 from hpml.env import HpmlError
 from hpml.records import Record
 from hpml.report_results import Charts, e
-
-PARTS = {"0": "Before you measure", "1": "Workloads", "2": "Training ladder", "3": "Deployment", "4": "Reading the results"}
-MARKS = {"ok": "✓", "failed": "✗", "timeout": "✗", "skipped": "–", "running": "…"}
-SHOWN = 12  # sentences in a list of the summary; the workloads' sections have all
 
 
 def build(run_dir: Path) -> Path:
@@ -29,20 +24,22 @@ def build(run_dir: Path) -> Path:
         shutil.copyfile(report_notebook.ASSETS / name, site / name)
     status = _status(run_dir)
     notebooks = _notebooks(run_dir, status)
+    run = f"Run {status.get('run_id') or run_dir.name}"
     found, problems = _records(run_dir)
     rows, refused = _rows(found)
     charts = Charts(run_dir)
-    for line in range(len(notebooks)):
-        _notebook_page(run_dir, notebooks, line, status)
-    parts = [_summary(run_dir, status, notebooks, found, rows, charts, [*problems, *refused]), _notebook_list(notebooks)]
+    parts = [report_summary.summary(run, status, notebooks, found, rows, charts, [*problems, *refused]),
+             report_summary.notebook_list(notebooks)]
     parts += [report_results.workload(run_dir, name, found, rows, charts) for name in report_results.workloads(found)]
     parts.append(report_results.machine(found, charts))
     if rows:
         tables.csv(rows, run_dir / "tables" / "all.csv")
     charts.save()
-    report_results.write(
-        site / "index.html", _page(f"Run {status.get('run_id') or run_dir.name}", "".join(filter(None, parts)), notebooks, "index.html")
-    )
+    texts = [(one["page"], one["title"], _notebook_page(run_dir, notebooks, line, status, run))
+             for line, one in enumerate(notebooks) if one["page"]]
+    index = report_page.page(run, "".join(filter(None, parts)), notebooks, "index.html", run)
+    report_results.write(site / "search.js", report_search.index([("index.html", "Summary", index), *texts]))
+    report_results.write(site / "index.html", index)
     return site / "index.html"
 
 
@@ -90,46 +87,9 @@ def _notebooks(run_dir: Path, status: dict) -> list[dict]:
     return listed
 
 
-def _part(name: str) -> str:
-    return PARTS.get(name[:1], "Other") if re.match(r"\d\d", name) else "Other"
-
-
-def _contents(notebooks: Sequence[dict], current: str) -> str:
-    """The navigation, the same on every page."""
-    items = [f'<ul><li><a href="index.html"{_here(current == "index.html")}>Summary</a></li></ul>']
-    for part in [*PARTS.values(), "Other"]:
-        own = [one for one in notebooks if _part(one["name"]) == part]
-        if own:
-            lines = "".join(
-                f'<li><a href="{e(one["page"])}"{_here(one["page"] == current)}>{e(one["title"])}</a></li>'
-                if one["page"]
-                else f'<li class="soft">{e(one["title"])}</li>'
-                for one in own
-            )
-            items.append(f"<h2>{e(part)}</h2><ul>{lines}</ul>")
-    return f'<nav class="contents" id="contents" aria-label="Contents">{"".join(items)}</nav>'
-
-
-def _here(current: bool) -> str:
-    return ' aria-current="page"' if current else ""
-
-
-def _page(title: str, inner: str, notebooks: Sequence[dict], current: str) -> str:
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<title>{e(title)}</title>\n<link rel="stylesheet" href="style.css">\n<link rel="icon" href="data:,">\n</head>\n<body>\n'
-        f'<div class="frame">\n<main>\n<a class="to-contents" href="#contents">Contents</a>\n{inner}\n</main>\n'
-        f"{_contents(notebooks, current)}\n</div>\n"
-        f'<script src="script.js"></script>\n</body>\n</html>\n'
-    )
-
-
-def _notebook_page(run_dir: Path, notebooks: Sequence[dict], line: int, status: dict) -> None:
-    """The page of one executed notebook. What it holds is converted once; its frame is always new."""
+def _notebook_page(run_dir: Path, notebooks: Sequence[dict], line: int, status: dict, run: str) -> str:
+    """Write the page of one executed notebook; returns its text. What it holds is converted once; its frame is always new."""
     one = notebooks[line]
-    if not one["page"]:
-        return
     path = run_dir / "report" / one["page"]
     pages = {"index.html", *(other["page"] for other in notebooks if other["page"])}
     converter = report_results.sources("report_notebook.py", "report_assets/notebook/*")
@@ -142,174 +102,18 @@ def _notebook_page(run_dir: Path, notebooks: Sequence[dict], line: int, status: 
             content = report_notebook.body(one["path"], pages)
         except HpmlError as error:
             content = f'<p class="banner bad">{e(error)}</p>'
-    ran = (
-        f'<p class="note">{_status_mark(one)} {e(_seconds(one.get("seconds")))} {e(one.get("reason") or "")}</p>'
-        if one.get("status")
-        else ""
-    )
+    word, time_s, reason = report_summary.status_mark(one), report_summary.seconds(one.get("seconds")), one.get("reason") or ""
+    ran = f'<p class="note">{word} {e(time_s)} {e(reason)}</p>' if one.get("status") else ""
     around = [other for other in notebooks if other["page"]]
     at = around.index(one)
     before = f'<a href="{e(around[at - 1]["page"])}">← {e(around[at - 1]["title"])}</a>' if at else '<a href="index.html">← Summary</a>'
     after = f'<a href="{e(around[at + 1]["page"])}">{e(around[at + 1]["title"])} →</a>' if at + 1 < len(around) else ""
     banner = f'<p class="banner">{tables.SMOKE}</p>' if status.get("tier") == "smoke" else ""
     inner = (
-        f'<p class="soft">{e(_part(one["name"]))}</p>{banner}{ran}'
+        f'<p class="soft">{e(report_page.part(one["name"]))}</p>{banner}{ran}'
         '<button class="plain" id="toggle-code" type="button" hidden>Show all code</button>\n'
         f'{mark}{content}{mark}\n<div class="pages"><span>{before}</span><span>{after}</span></div>'
     )
-    report_results.write(path, _page(one["title"], inner, notebooks, one["page"]))
-
-
-def _facts(pairs: dict[str, object]) -> str:
-    return (
-        "<dl>"
-        + "".join(f"<dt>{e(name)}</dt><dd>{e(value)}</dd>" for name, value in pairs.items() if value not in (None, "", []))
-        + "</dl>"
-    )
-
-
-def _seconds(value: object) -> str:
-    if not isinstance(value, int | float):
-        return ""
-    return f"{value / 60:.1f} min" if value >= 120 else f"{tables.figure(value)} s"
-
-
-def _status_mark(one: dict) -> str:
-    word = str(one.get("status") or "no status")
-    known = word if word in MARKS else ""
-    return f'<span class="status {known}">{MARKS.get(word, "")} {e(word)}</span>'
-
-
-def _summary(
-    run_dir: Path,
-    status: dict,
-    notebooks: Sequence[dict],
-    found: Sequence[Record],
-    rows: Sequence[Row],
-    charts: Charts,
-    problems: Sequence[str],
-) -> str:
-    tier = status.get("tier") or next((r.case.get("tier") for r in found), None)
-    text = [f"<h1>Run {e(status.get('run_id') or run_dir.name)}</h1>"]
-    if tier == "smoke":
-        text.append(f'<p class="banner">{tables.SMOKE}. This tier shows that everything works; its figures rest on a few iterations.</p>')
-    text += [f'<p class="banner bad">{e(problem)}</p>' for problem in problems]
-    text += ['<h2 id="findings">What was found</h2>', _findings(found, rows, charts), '<h2 id="facts">How it was measured</h2>',
-             '<div class="facts">']
-    text += [
-        f"<section><h3>{e(title)}</h3>{_facts(facts)}</section>"
-        for title, facts in (
-            ("Machine", _machine_facts(found)),
-            ("Run", _run_facts(status, notebooks, found, tier)),
-            ("Results", _result_facts(found, rows)),
-        )
-    ]
-    return "".join([*text, "</div>"])
-
-
-def _findings(found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> str:
-    """The figure of what was worth it, then the verdicts as sentences, the largest differences first."""
-    rows = compare.techniques(rows)
-    others = [row for row in rows if not row.is_baseline]
-    if not others:
-        return "<p>Nothing measured yet.</p>" if not found else "<p>No comparison measured yet.</p>"
-    text = [report_results.figure(charts.draw("worth", repr(others), plot.worth, rows))]
-    verdicts = [row for row in others if row.tier != "smoke"]
-    lists = {
-        "Faster, quality kept": [r for r in verdicts if r.verdict == "faster" and r.quality == "kept"],
-        "Faster, quality not shown to be kept": [r for r in verdicts if r.verdict == "faster" and r.quality != "kept"],
-        "Slower": [r for r in verdicts if r.verdict == "slower"],
-        "No difference": [r for r in verdicts if r.verdict == "no difference"],
-    }
-    for title, own in lists.items():
-        if own:
-            own = sorted(own, key=lambda row: abs(row.ratio - 1), reverse=True)
-            more = f"<li>and {len(own) - SHOWN} more, in the workloads' sections</li>" if len(own) > SHOWN else ""
-            text.append(
-                f"<h3>{e(title)} ({len(own)})</h3><ul>"
-                + "".join(f"<li>{e(tables.sentence(row, tables.baseline_of(row, rows)))}</li>" for row in own[:SHOWN])
-                + more
-                + "</ul>"
-            )
-    return "".join(text)
-
-
-def _machine_facts(found: Sequence[Record]) -> dict:
-    machines = {r.machine.get("id"): r.machine for r in found if r.machine}
-    if not machines:
-        return {"machine": "none recorded yet"}
-    if len(machines) > 1:
-        return {"machines": ", ".join(map(str, machines))}
-    m = next(iter(machines.values()))
-    return {
-        "id": m.get("id"),
-        "CPU": m.get("cpu"),
-        "cores": m.get("cores"),
-        "instructions": ", ".join(m.get("isa") or []),
-        "memory": f"{m['ram_gib']} GiB" if m.get("ram_gib") else "",
-        "GPU": f"{m['gpus']} x {m['gpu']}" if m.get("gpu") else "none",
-        "GPU driver": m.get("gpu_driver"),
-        "system": m.get("os"),
-    }
-
-
-def _when(moment: str | None) -> str | None:
-    return f"{moment[:16].replace('T', ' ')} UTC" if moment else None
-
-
-def _run_facts(status: dict, notebooks: Sequence[dict], found: Sequence[Record], tier: str | None) -> dict:
-    counts: dict[str, int] = {}
-    for one in notebooks:
-        counts[str(one.get("status"))] = counts.get(str(one.get("status")), 0) + 1
-    commits = dict.fromkeys(
-        f"{r.git['commit'][:10]}{' with changes' if r.git.get('dirty') else ''}" for r in found if r.git.get("commit")
-    )
-    versions = dict(pair for r in found for pair in r.versions.items())
-    return {
-        "tier": tier,
-        "data": "; ".join(dict.fromkeys(compare.data_text(r) for r in found if r.actual.get("data"))),
-        "commit": ", ".join(commits),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "started": _when(status.get("started")),
-        "ended": _when(status.get("ended")) or ("not yet" if status.get("started") else None),
-        "budget": _seconds(status.get("budget_s")),
-        "notebooks": ", ".join(f"{n} {word}" for word, n in counts.items()),
-    }
-
-
-def _result_facts(found: Sequence[Record], rows: Sequence[Row]) -> dict:
-    states: dict[str, int] = {}
-    verdicts: dict[str, int] = {}
-    for record in found:
-        states[record.status] = states.get(record.status, 0) + 1
-    for row in rows:
-        if not row.is_baseline:
-            verdicts[row.verdict] = verdicts.get(row.verdict, 0) + 1
-    floors = sorted({compare.percent(row.floor) for row in rows if row.floor is not None})
-    busy = sum(bool(r.protocol.get("busy")) for r in found)
-    return {
-        "records": ", ".join(f"{n} {word}" for word, n in states.items()) or "none yet",
-        **{word: f"{n} case{'s' * (n != 1)}" for word, n in verdicts.items()},
-        "noise floor": ", ".join(floors),
-        "busy machine": f"{busy} records" if busy else "",
-    }
-
-
-def _notebook_list(notebooks: Sequence[dict]) -> str:
-    if not notebooks:
-        return '<h2 id="notebooks">Notebooks</h2><p>No notebook has run yet.</p>'
-    lines = []
-    for one in notebooks:
-        title = f'<a href="{e(one["page"])}">{e(one["title"])}</a>' if one["page"] else e(one["title"])
-        question = f'<br><span class="soft">{e(one["question"])}</span>' if one.get("question") else ""
-        lines.append(
-            f"<tr><td>{e(one['name'])}</td><td>{title}{question}</td><td>{_status_mark(one)}</td>"
-            f'<td class="number">{e(_seconds(one.get("seconds")))}</td><td>{e(one.get("reason") or "")}</td></tr>'
-        )
-    return (
-        '<h2 id="notebooks">Notebooks</h2>'
-        '<p><input type="search" placeholder="Search the notebooks" aria-label="Search the notebooks" hidden></p>'
-        '<div class="scroll"><table class="notebooks"><thead><tr>'
-        "<th>name</th><th>question</th><th>status</th><th>time</th><th>reason</th></tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+    text = report_page.page(one["title"], inner, notebooks, one["page"], run)
+    report_results.write(path, text)
+    return text

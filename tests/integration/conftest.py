@@ -75,7 +75,8 @@ class Browser:
             page = next(target for target in json.load(answer) if target["type"] == "page")
         self.socket, self.number = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=60), 0
         self.said: list[str] = []  # on the page's console
-        for domain in ("Page", "DOM", "Runtime", "Log"):
+        self.asked: list[str] = []  # addresses that the page requested
+        for domain in ("Page", "DOM", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params) -> dict:
@@ -84,6 +85,8 @@ class Browser:
         while (message := json.loads(self.socket.recv())).get("id") != self.number:
             if message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 self.said.append(json.dumps(message["params"]))
+            if message.get("method") == "Network.requestWillBeSent":
+                self.asked.append(message["params"]["request"]["url"])
         assert "error" not in message, message
         return message["result"]
 
@@ -98,10 +101,11 @@ class Browser:
             assert time.monotonic() < end, f"{expression} never came: {self.look('document.body.innerText')}; {self.said}"
             time.sleep(0.05)
 
-    def open(self, url: str, *, width: int = 1280) -> None:
+    def open(self, url: str, *, width: int = 1280, ready: str = "document.body && document.body.dataset.samples === 'ready'") -> None:
+        """Until the page is `ready`, by default a served one with its samples."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
         self.call("Page.navigate", url=url)
-        self.wait("document.body && document.body.dataset.samples === 'ready'")
+        self.wait(f"location.href === {json.dumps(url)} && ({ready})")
 
     def picture(self) -> bytes:
         """The page as a PNG."""

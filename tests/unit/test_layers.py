@@ -14,7 +14,8 @@ LAYERS = [
     {"train", "work", "distributed", "fit", "infer", "stored", "build", "loading", "pack", "profiling", "quantize",
      "sensitivity", "transfer", "checkpoint", "loadgen", "loadtargets", "loadfacts"},
     {"launch", "cases", "rounds", "study", "results", "check", "serve", "recommend", "configfile", "loadsite", "loadtest", "streams"},
-    {"cli", "runner", "lab", "notebooks", "reference", "report", "report_notebook", "report_readme", "report_results"},
+    {"cli", "runner", "lab", "notebooks", "reference", "report", "report_notebook", "report_page", "report_readme",
+     "report_results", "report_search", "report_summary"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

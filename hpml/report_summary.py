@@ -1,0 +1,166 @@
+"""The opening of the report: the findings, the facts of machine and run, and the list of the notebooks."""
+
+from collections.abc import Sequence
+
+from hpml import compare, plot, report_results, tables
+from hpml.compare import Row
+from hpml.records import Record
+from hpml.report_results import Charts, e
+
+MARKS = {"ok": "✓", "failed": "✗", "timeout": "✗", "skipped": "–", "running": "…"}
+SHOWN = 12  # sentences in a list; the workloads' sections have all
+
+
+def _facts(pairs: dict[str, object]) -> str:
+    return (
+        "<dl>"
+        + "".join(f"<dt>{e(name)}</dt><dd>{e(value)}</dd>" for name, value in pairs.items() if value not in (None, "", []))
+        + "</dl>"
+    )
+
+
+def seconds(value: object) -> str:
+    if not isinstance(value, int | float):
+        return ""
+    return f"{value / 60:.1f} min" if value >= 120 else f"{tables.figure(value)} s"
+
+
+def status_mark(one: dict) -> str:
+    word = str(one.get("status") or "no status")
+    known = word if word in MARKS else ""
+    return f'<span class="status {known}">{MARKS.get(word, "")} {e(word)}</span>'
+
+
+def summary(
+    run: str,
+    status: dict,
+    notebooks: Sequence[dict],
+    found: Sequence[Record],
+    rows: Sequence[Row],
+    charts: Charts,
+    problems: Sequence[str],
+) -> str:
+    """The opening of the report: what was found, on which machine, and how."""
+    tier = status.get("tier") or next((r.case.get("tier") for r in found), None)
+    text = [f"<h1>{e(run)}</h1>"]
+    if tier == "smoke":
+        text.append(f'<p class="banner">{tables.SMOKE}. This tier shows that everything works; its figures rest on a few iterations.</p>')
+    text += [f'<p class="banner bad">{e(problem)}</p>' for problem in problems]
+    text += ['<h2 id="findings">What was found</h2>', _findings(found, rows, charts), '<h2 id="facts">How it was measured</h2>',
+             '<div class="facts">']
+    text += [
+        f"<section><h3>{e(title)}</h3>{_facts(facts)}</section>"
+        for title, facts in (
+            ("Machine", _machine_facts(found)),
+            ("Run", _run_facts(status, notebooks, found, tier)),
+            ("Results", _result_facts(found, rows)),
+        )
+    ]
+    return "".join([*text, "</div>"])
+
+
+def _findings(found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> str:
+    """The figure of what was worth it, then the verdicts as sentences, the largest differences first."""
+    rows = compare.techniques(rows)
+    others = [row for row in rows if not row.is_baseline]
+    if not others:
+        return "<p>Nothing measured yet.</p>" if not found else "<p>No comparison measured yet.</p>"
+    text = [report_results.figure(charts.draw("worth", repr(others), plot.worth, rows))]
+    verdicts = [row for row in others if row.tier != "smoke"]
+    lists = {
+        "Faster, quality kept": [r for r in verdicts if r.verdict == "faster" and r.quality == "kept"],
+        "Faster, quality not shown to be kept": [r for r in verdicts if r.verdict == "faster" and r.quality != "kept"],
+        "Slower": [r for r in verdicts if r.verdict == "slower"],
+        "No difference": [r for r in verdicts if r.verdict == "no difference"],
+    }
+    for title, own in lists.items():
+        if own:
+            own = sorted(own, key=lambda row: abs(row.ratio - 1), reverse=True)
+            more = f"<li>and {len(own) - SHOWN} more, in the workloads' sections</li>" if len(own) > SHOWN else ""
+            text.append(
+                f"<h3>{e(title)} ({len(own)})</h3><ul>"
+                + "".join(f"<li>{e(tables.sentence(row, tables.baseline_of(row, rows)))}</li>" for row in own[:SHOWN])
+                + more
+                + "</ul>"
+            )
+    return "".join(text)
+
+
+def _machine_facts(found: Sequence[Record]) -> dict:
+    machines = {r.machine.get("id"): r.machine for r in found if r.machine}
+    if not machines:
+        return {"machine": "none recorded yet"}
+    if len(machines) > 1:
+        return {"machines": ", ".join(map(str, machines))}
+    m = next(iter(machines.values()))
+    return {
+        "id": m.get("id"),
+        "CPU": m.get("cpu"),
+        "cores": m.get("cores"),
+        "instructions": ", ".join(m.get("isa") or []),
+        "memory": f"{m['ram_gib']} GiB" if m.get("ram_gib") else "",
+        "GPU": f"{m['gpus']} x {m['gpu']}" if m.get("gpu") else "none",
+        "GPU driver": m.get("gpu_driver"),
+        "system": m.get("os"),
+    }
+
+
+def _when(moment: str | None) -> str | None:
+    return f"{moment[:16].replace('T', ' ')} UTC" if moment else None
+
+
+def _run_facts(status: dict, notebooks: Sequence[dict], found: Sequence[Record], tier: str | None) -> dict:
+    counts: dict[str, int] = {}
+    for one in notebooks:
+        counts[str(one.get("status"))] = counts.get(str(one.get("status")), 0) + 1
+    commits = dict.fromkeys(
+        f"{r.git['commit'][:10]}{' with changes' if r.git.get('dirty') else ''}" for r in found if r.git.get("commit")
+    )
+    versions = dict(pair for r in found for pair in r.versions.items())
+    return {
+        "tier": tier,
+        "data": "; ".join(dict.fromkeys(compare.data_text(r) for r in found if r.actual.get("data"))),
+        "commit": ", ".join(commits),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "started": _when(status.get("started")),
+        "ended": _when(status.get("ended")) or ("not yet" if status.get("started") else None),
+        "budget": seconds(status.get("budget_s")),
+        "notebooks": ", ".join(f"{n} {word}" for word, n in counts.items()),
+    }
+
+
+def _result_facts(found: Sequence[Record], rows: Sequence[Row]) -> dict:
+    states: dict[str, int] = {}
+    verdicts: dict[str, int] = {}
+    for record in found:
+        states[record.status] = states.get(record.status, 0) + 1
+    for row in rows:
+        if not row.is_baseline:
+            verdicts[row.verdict] = verdicts.get(row.verdict, 0) + 1
+    floors = sorted({compare.percent(row.floor) for row in rows if row.floor is not None})
+    busy = sum(bool(r.protocol.get("busy")) for r in found)
+    return {
+        "records": ", ".join(f"{n} {word}" for word, n in states.items()) or "none yet",
+        **{word: f"{n} case{'s' * (n != 1)}" for word, n in verdicts.items()},
+        "noise floor": ", ".join(floors),
+        "busy machine": f"{busy} records" if busy else "",
+    }
+
+
+def notebook_list(notebooks: Sequence[dict]) -> str:
+    if not notebooks:
+        return '<h2 id="notebooks">Notebooks</h2><p>No notebook has run yet.</p>'
+    lines = []
+    for one in notebooks:
+        title = f'<a href="{e(one["page"])}">{e(one["title"])}</a>' if one["page"] else e(one["title"])
+        question = f'<br><span class="soft">{e(one["question"])}</span>' if one.get("question") else ""
+        lines.append(
+            f"<tr><td>{e(one['name'])}</td><td>{title}{question}</td><td>{status_mark(one)}</td>"
+            f'<td class="number">{e(seconds(one.get("seconds")))}</td><td>{e(one.get("reason") or "")}</td></tr>'
+        )
+    return (
+        '<h2 id="notebooks">Notebooks</h2>'
+        '<div class="scroll"><table class="notebooks"><thead><tr>'
+        "<th>name</th><th>question</th><th>status</th><th>time</th><th>reason</th></tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
