@@ -134,6 +134,10 @@ def _settled(workload: str, phase: str, knobs: dict) -> dict:
     if knobs.get("part", "whole") not in ("whole", *known):
         raise HpmlError(f"part={knobs['part']!r}: {Path(workload).stem} has the parts {', '.join(known)}")
     full = {name: value for name, value in validate(phase, knobs).items() if name not in idle}
+    if full.get("variant", "base") not in ("base", "small"):
+        if not hasattr(get_workload(workload), "design"):
+            raise HpmlError(f"variant={full['variant']!r}: choose from base, small")
+        get_workload(workload).design(full["variant"])  # it says what is wrong with a name
     known = getattr(get_workload(workload), "STORAGES", STORAGES) if "storage" in full else ()
     if full.get("storage") not in (None, *known):
         raise HpmlError(f"{Path(workload).stem}: storage={full['storage']!r} is not made for this workload: choose from {', '.join(known)}")

@@ -34,8 +34,8 @@ KNOBS: dict[str, Knob] = {
     "batch": Knob(32, _ALL, "samples in one step", least=1),
     "image": Knob(32, _ALL, "side of the input image in pixels", least=8),
     "length": Knob(64, _ALL, "tokens of a text; longer ones are cut, shorter ones padded", least=8),
-    "variant": Knob("base", _MODEL, "base: the published architecture; small: a named smaller one for quality rows on a CPU",
-                    ("base", "small")),
+    "variant": Knob("base", _MODEL, "base: the published architecture; small: a named smaller one for quality rows on a CPU; the shuttle "
+                    "localizer has more, as small+bifpn+history", least=None),
     "part": Knob("whole", (*_ENGINE, "export", "quantize"), "what of the model: all that inference runs (whole), or a part by name",
                  least=None),
     "weights": Knob("random", _MODEL, "random, trained (left by notebook 10-15 of the run), pretrained (published) or a .safetensors file",

@@ -1,9 +1,51 @@
-"""The localizer's two stages as parts of the workload, each exported and run alone: the place in the frame, then the place in a crop."""
+"""The localizer's samples and its two stages as parts of the workload, each exported and run alone: the place in the frame, then the place
+in a crop."""
 
 CELL_PX = 8.0  # of the first network's map, in pixels of the frame
 # Each stage alone. Nothing is rounded between input and answer: a tenth of a pixel is a hundred times what the order of additions does.
 # The first one's answer is right where it is right to a cell of its map: the crop is many cells wide.
 PARITY = {"fp32": {"atol": 0.1, "rtol": 0.0, "top1_agreement": 0.99}}
+
+
+def design_of(knobs: dict):
+    """The design that the knobs name, or one that stands there itself (benchmarks/shuttle_versions.py)."""
+    from hpml.workloads._designs import Design, design
+
+    named = knobs.get("variant", "base")
+    return named if isinstance(named, Design) else design(named)
+
+
+def samples(knobs: dict, frames, *, train: bool, part: str | None = None, storage: str = "array"):
+    """The FrameDataset of a part of the split ("train" or "test"; by default the one that `train` means), as the design wants it."""
+    from hpml.data.frames import AUGMENTS, FrameDataset, preceding
+
+    wanted, part = design_of(knobs), part or ("train" if train else "test")
+    images, labels, clips, numbers = (getattr(frames, f"{part}_{what}") for what in ("images", "labels", "clips", "numbers"))
+    previous = preceding(clips, numbers, wanted.history) if wanted.history else None
+    return FrameDataset(images, labels, train=train, storage=storage, augment=AUGMENTS[wanted.augment], previous=previous)
+
+
+def answers(predict, knobs: dict, frames, *, part: str = "test"):
+    """What `predict` (tuple of arrays -> [N, 3]) answers for every frame of a part of the split, float32 [N, 3].
+
+    A design with history gets its own answers as past places, as it does on video: first the first frame of every clip, then the second
+    of every clip, and so on.
+    """
+    import numpy as np
+    import torch
+
+    data, batch = samples(knobs, frames, train=False, part=part), max(knobs["batch"], 8)
+    found, depth = np.zeros((len(data), 3), np.float32), np.zeros(len(data), int)
+    if data.previous is not None:
+        data.past, order = found, np.argsort(getattr(frames, f"{part}_numbers"), kind="stable")
+        for row in order:  # one more than the deepest frame before it
+            depth[row] = max((depth[before] + 1 for before in data.previous[row] if before >= 0), default=0)
+    for level in range(depth.max(initial=0) + 1):
+        rows = np.flatnonzero(depth == level)
+        for start in range(0, len(rows), batch):
+            some = rows[start:start + batch]
+            found[some] = np.asarray(predict((torch.stack([data[row][0] for row in some]).numpy(),)), dtype=np.float32)
+    return found
 
 
 class Crops:
@@ -42,20 +84,17 @@ def refine(model):
 
 def crops(knobs: dict, frames, *, train: bool) -> Crops:
     """The test frames' crops; the training frames' with `train`, without augmentation."""
-    from hpml.data.frames import FrameDataset
-
-    images, labels = (frames.train_images, frames.train_labels) if train else (frames.test_images, frames.test_labels)
-    return Crops(FrameDataset(images, labels, train=False))
+    return Crops(samples(knobs, frames, train=False, part="train" if train else "test"))
 
 
 def crop_inputs(knobs: dict, batch: int) -> tuple:
-    """Seeded crops [batch, 3, side, side] of the side that the frame's width asks for."""
+    """Seeded crops [batch, channels, side, side] of the side that the frame's width asks for."""
     import torch
 
     from hpml.workloads._localizer import crop_side
 
     side = crop_side(knobs["image"])
-    return (torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)),)
+    return (torch.randn(batch, design_of(knobs).channels, side, side, generator=torch.Generator().manual_seed(0)),)
 
 
 def same_cell(wanted, got) -> float:

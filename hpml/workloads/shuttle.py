@@ -4,7 +4,7 @@ The first network looks at the whole frame at half its side, the second at a cro
 (_localizer.py). Every figure belongs to its frame size: errors are pixels of the frame as it was given in, `image` wide and 9/16 as high.
 """
 
-from hpml.workloads import _pixels, _stages
+from hpml.workloads import _designs, _pixels, _stages
 from hpml.workloads._pixels import WITHIN_PX, pixel_errors
 
 NAME = "shuttle"
@@ -15,7 +15,8 @@ MARGIN = 0.02
 MARGIN_REASON = "two points: with some 200 visible test frames the standard error of a share near 85 % is 2.5 points"
 # timm's EfficientNets with their classifiers, as published; the localizer takes their features only, once for each stage.
 BACKBONES = {"efficientnet_b0": 5_288_548, "tf_efficientnetv2_b0": 7_139_704, "tf_efficientnetv2_b3": 14_358_406}
-VARIANTS = {"base": "efficientnet_b0", "small": "test_efficientnet"}  # small: timm's least EfficientNet, which a CPU trains in a minute
+VARIANTS = _designs.BACKBONES  # with options behind the name; small: timm's least EfficientNet, which a CPU trains in a minute
+design = _designs.design
 LEARNING_RATE = {"sgd": 0.02, "adam": 0.004}
 INPUT_NAMES, OUTPUT_NAMES = ("frames",), ("places",)
 SOURCES = ("shuttle",)
@@ -99,29 +100,28 @@ def identity(knobs: dict) -> str:
 
 
 def dataset(knobs: dict, frames, *, train: bool):
-    """Map-style data set of (float32 [3, height, width], float32 [3]: x, y in the frame's pixels, visible).
+    """Map-style data set of (float32 [channels, height, width], float32 [3]: x, y in the frame's pixels, visible).
 
-    Raises Unavailable for a training whose micro-batch is smaller than BatchNorm can be trained with here.
+    A design with history has more channels than the frame's three (FrameDataset). Raises Unavailable for a training whose micro-batch is
+    smaller than BatchNorm can be trained with here.
     """
-    from hpml.data.frames import FrameDataset
     from hpml.env import Unavailable
 
     micro = knobs["batch"] // knobs.get("accum_steps", 1)
     if train and "accum_steps" in knobs and micro < LEAST_BATCH:
         raise Unavailable(f"{TITLE}: a micro-batch of {micro} cannot be trained: the deepest features of a crop are too few for BatchNorm, "
                           f"at least {LEAST_BATCH} frames are needed")
-    images, labels = (frames.train_images, frames.train_labels) if train else (frames.test_images, frames.test_labels)
-    return FrameDataset(images, labels, train=train, storage=knobs.get("storage", "array"))
+    return _stages.samples(knobs, frames, train=train, storage=knobs.get("storage", "array"))
 
 
 def model(knobs: dict, classes: int):
-    """The two-stage localizer with random weights: frames [N, 3, H, W] -> x, y in pixels and the logit of being visible, [N, 3].
+    """The localizer with random weights: frames [N, channels, H, W] -> x, y in pixels and the logit of being visible, [N, 3].
 
-    In training it takes the truth [N, 3] as well and gives each sample's losses [N, 3]. knobs["variant"] names the backbone.
+    In training it takes the truth [N, 3] as well and gives each sample's losses [N, 3]. knobs["variant"] names the design (_designs.py).
     """
-    from hpml.workloads._localizer import Localizer
+    from hpml.workloads._localizer import build
 
-    return Localizer(VARIANTS[knobs.get("variant", "base")])
+    return build(_stages.design_of(knobs))
 
 
 def loss(outputs, targets):
@@ -138,10 +138,11 @@ def split(batch) -> tuple[tuple, object]:
 
 
 def example_inputs(knobs: dict, batch: int) -> tuple:
-    """Seeded inputs of the right shape and scale for export: ([batch, 3, image * 9 / 16, image],)."""
+    """Seeded inputs of the right shape and scale for export: ([batch, channels, image * 9 / 16, image],)."""
     import torch
 
-    return (torch.randn(batch, 3, knobs["image"] * 9 // 16, knobs["image"], generator=torch.Generator().manual_seed(0)),)
+    shape = batch, _stages.design_of(knobs).channels, knobs["image"] * 9 // 16, knobs["image"]
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(0)),)
 
 
 def agreement(wanted, got) -> float:
@@ -161,16 +162,13 @@ def likeness(wanted, got) -> dict[str, float]:
 def evaluate(predict, knobs: dict, frames) -> dict:
     """Share of the visible test frames whose place is within WITHIN_PX pixels, of `predict` (tuple of arrays -> [N, 3]).
 
-    One loader for all engines. Returns metric, value, n (visible frames), chance (the training frames' mean place everywhere), details
-    (_pixels.scores: errors in pixels, precision, recall and F1 by TrackNet's rule, visible or not), predictions and labels [N, 3],
-    confidence [N] (of the answer visible or not).
+    One loader for all engines; a design with history gets its own answers as past places. Returns metric, value, n (visible frames),
+    chance (the training frames' mean place everywhere), details (_pixels.scores: errors in pixels, precision, recall and F1 by TrackNet's
+    rule, visible or not), predictions and labels [N, 3], confidence [N] (of the answer visible or not).
     """
     import numpy as np
 
-    from hpml.data.loader import loader
-
-    batches = loader(dataset({**knobs, "storage": "array"}, frames, train=False), {}, batch=max(knobs["batch"], 8), shuffle=False, seed=0)
-    answers = np.concatenate([np.asarray(predict((images.numpy(),)), dtype=np.float32) for images, _ in batches])
+    answers = _stages.answers(predict, {**knobs, "storage": "array"}, frames)
     labels = np.asarray(frames.test_labels)
     errors = pixel_errors(answers, labels)
     known = np.asarray(frames.train_labels)
