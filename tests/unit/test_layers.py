@@ -13,7 +13,8 @@ LAYERS = [
     {"workloads", "engines", "export", "einsum", "pretrained"},
     {"train", "work", "distributed", "fit", "infer", "stored", "build", "loading", "pack", "profiling", "quantize",
      "sensitivity", "transfer", "checkpoint", "loadgen", "loadtargets", "loadfacts"},
-    {"launch", "cases", "rounds", "study", "results", "check", "serve", "apps", "recommend", "configfile", "loadsite", "loadtest", "streams"},
+    {"launch", "cases", "rounds", "study", "results", "check", "serve", "recommend", "configfile", "loadsite", "loadtest", "streams",
+     "apps"},
     {"cli", "runner", "lab", "notebooks", "reference", "report", "report_notebook", "report_page", "report_readme",
      "report_results", "report_search", "report_summary"},
 ]
