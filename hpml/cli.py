@@ -401,6 +401,24 @@ def data_shuttle_prepare(
     print(prepare.text(prepare.prepare(export, target, frames=frames, videos=video or (), png=png)))
 
 
+@data_app.command("publish")
+def data_publish(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a set made by shuttle-prepare or shard")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hugging Face hub")],
+    yes: Annotated[bool, typer.Option("--yes", help="send it; without this, only what would be sent is said")] = False,
+    public: Annotated[bool, typer.Option("--public", help="a new data set is seen by everybody; default: by its owner")] = False,
+) -> None:
+    """Send a processed set to the Hugging Face hub as a data set. Nothing is sent without --yes."""
+    from hpml.data import publish
+
+    asked = publish.plan(folder, repo)
+    print(asked)
+    if yes:
+        print(publish.send(asked, public=public))
+    else:
+        print("nothing was sent; --yes sends it, " + ("to be seen by everybody" if public else "private if it is new"))
+
+
 @app.command("weights")
 def fetch_weights(workload: str) -> None:
     """Download a workload's published weights, with checksum; `--weights pretrained` and weights="pretrained" use them."""

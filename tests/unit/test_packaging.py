@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCRIPTS = ["setup.sh", "run_all.sh", "serve.sh", "run_tests.sh", ".ci/run"]
 PYTHONS = ("3.11", "3.12", "3.13")
-CONDA_NAMES = {"pytorch": "torch", "onnxruntime": "onnxruntime-gpu"}  # conda: PyPI, where they differ
+CONDA_NAMES = {"pytorch": "torch", "onnxruntime": "onnxruntime-gpu", "huggingface_hub": "huggingface-hub"}  # conda: PyPI, where they differ
 NOT_ON_PYPI_LIST = {"python", "pip", "setuptools"}  # in environment.yml, since conda builds a whole environment
 IMPORT_NAMES = {  # import: PyPI, where they differ
     "sklearn": "scikit-learn", "PIL": "pillow", "pynvml": "nvidia-ml-py", "yaml": "pyyaml", "tensorrt": "tensorrt-cu13",
