@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from hpml import env
+from hpml import cli_clip, env
 from hpml.env import HpmlError
 from hpml.knobs import KNOBS
 
@@ -21,6 +21,7 @@ app = typer.Typer(help="What makes deep learning faster, measured: a benchmark s
                   no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(help="Data sets: what is here, fetch one, check one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(cli_clip.app, name="clip")
 
 ALIASES = {"workers": ("--num-workers",), "accum_steps": ("--gradient-accumulation",)}
 SHORTHANDS = {"torch_script": ("script", "torchscript"), "compile": ("script", "compile"),

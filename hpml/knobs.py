@@ -56,6 +56,8 @@ KNOBS: dict[str, Knob] = {
     "script": Knob("none", _TRAIN, "none, torchscript or compile", ("none", "torchscript", "compile")),
     "parallel": Knob("none", _TRAIN, "none, dp (DataParallel) or ddp (DistributedDataParallel)", ("none", "dp", "ddp")),
     "ranks": Knob(1, _TRAIN, "processes of DistributedDataParallel; each takes its share of the batch and of the threads", least=1),
+    "negatives": Knob("micro", _TRAIN, "of a contrastive loss: the pairs of a micro-batch on its rank (micro), or of all ranks and "
+                      "accumulation steps (all)", ("micro", "all")),
     "optimizer": Knob("sgd", _TRAIN, "sgd (momentum 0.9, Nesterov) or adam (decoupled weight decay)", ("sgd", "adam")),
     "schedule": Knob("constant", _TRAIN, "learning rate over the training", ("constant", "cosine", "onecycle")),
     "lr": Knob(0.0, _TRAIN, "peak learning rate; 0 = the workload's for this optimizer"),

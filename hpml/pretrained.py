@@ -18,12 +18,13 @@ def folder() -> Path:
 
 
 def find(workload: ModuleType) -> Path:
-    """The checked local copy of a workload's published weights.
+    """The checked local copy of a workload's published weights: in `folder`, else in the hub's own cache.
 
     Raises Unavailable where there are none or no copy is here, HpmlError for a truncated or other file.
     """
     facts = _facts(workload)
     path = folder() / facts["file"]
+    path = path if path.is_file() else _in_hub_cache(facts["url"]) or path
     if not path.is_file():
         raise Unavailable(f"weights='pretrained': {path} is not here; `hpml weights {workload.NAME}` downloads it, or name the folder of "
                           "a copy in HPML_WEIGHTS")
@@ -33,6 +34,19 @@ def find(workload: ModuleType) -> Path:
         raise HpmlError(f"{path} is damaged or another file: sha256 {found[:8]}..., published is {facts['sha256']}...; delete it and "
                         "fetch it again")
     return path
+
+
+def _in_hub_cache(url: str) -> Path | None:
+    """Where transformers or torch hub keeps the file of this address, if another program fetched it. Nothing is asked over the network."""
+    if found := re.fullmatch(r"https://huggingface\.co/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", url):
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(found[1], found[3], revision=found[2])
+        return Path(path) if isinstance(path, str) else None
+    from torch.hub import get_dir
+
+    path = Path(get_dir(), "checkpoints", url.rpartition("/")[2])
+    return path if path.is_file() else None
 
 
 def fetch(workload: ModuleType) -> Path:

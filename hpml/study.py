@@ -19,8 +19,8 @@ from hpml.results import Results
 from hpml.rounds import COMPILE_LIMIT_S, OUT_OF_TIME, Plan, launch_together, measure, needs_floor, of_this_machine
 
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
-MEASURING = ("measure.py", "train.py", "distributed.py", "fit.py", "checkpoint.py", "infer.py", "quantize.py", "loading.py", "pack.py",
-             "profiling.py", "launch.py", "turns.py", "transfer.py", "link.py", "nginx.py", "work.py", "export.py", "limits.py",
+MEASURING = ("measure.py", "train.py", "contrast.py", "distributed.py", "fit.py", "checkpoint.py", "infer.py", "quantize.py", "loading.py",
+             "pack.py", "profiling.py", "launch.py", "turns.py", "transfer.py", "link.py", "nginx.py", "work.py", "export.py", "limits.py",
              "stored.py", "build.py", "sensitivity.py", "einsum.py", "data/*.py", "engines/*.py", "workloads/_*.py")
 SERVING = ("load*.py", "streams.py", "serve/*.py")  # those of a load test beside them
 

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
-from hpml import distributed, engines, pretrained, turns
+from hpml import contrast, distributed, engines, pretrained, turns
 from hpml import measure as m
 from hpml.data.loader import endless, loader
 from hpml.env import HpmlError, Unavailable
@@ -25,29 +25,38 @@ def train_step(model, micro_batches, knobs: dict, *, workload: ModuleType, optim
 
     device, total = knobs["device"], 0.0
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(knobs["precision"])
-    for micro in range(knobs["accum_steps"]):
+    batches = _arriving(micro_batches, knobs, workload, marks)
+    if knobs.get("negatives") == "all":
+        total = contrast.backward(model, batches, knobs, half=half, workload=workload, scaler=scaler, marks=marks)
+    else:
+        for micro, (inputs, targets) in enumerate(batches):
+            last = micro == knobs["accum_steps"] - 1
+            sync = contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
+            with sync:
+                with torch.autocast(device, dtype=half, enabled=half is not None):
+                    outputs = model(*inputs)
+                loss = workload.loss(outputs, targets) / knobs["batch"]
+                marks.mark()
+                scaler.scale(loss).backward()
+                marks.mark()
+            total = total + loss.detach()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    marks.mark()
+    return total
+
+
+def _arriving(micro_batches, knobs: dict, workload: ModuleType, marks: m.Marks):
+    """(inputs, targets) of each micro-batch of a step on the device, with the first three of its marks."""
+    for _ in range(knobs["accum_steps"]):
         marks.mark()
         inputs, targets = workload.split(next(micro_batches))
         marks.mark()
-        inputs = tuple(move(x, device, knobs["non_blocking"], knobs.get("memory_format")) for x in inputs)
-        targets = move(targets, device, knobs["non_blocking"])
+        inputs = tuple(move(x, knobs["device"], knobs["non_blocking"], knobs.get("memory_format")) for x in inputs)
+        targets = move(targets, knobs["device"], knobs["non_blocking"])
         marks.mark()
-        last = micro == knobs["accum_steps"] - 1
-        sync = contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
-        with sync:
-            with torch.autocast(device, dtype=half, enabled=half is not None):
-                outputs = model(*inputs)
-            loss = workload.loss(outputs, targets) / knobs["batch"]
-            marks.mark()
-            scaler.scale(loss).backward()
-            marks.mark()
-        total = total + loss.detach()
-        if last:
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-    marks.mark()
-    return total
+        yield inputs, targets
 
 
 def move(x, device: str, non_blocking: bool, memory_format: str | None = None):
@@ -153,6 +162,8 @@ def prepare(job: dict, workload: ModuleType):
     knobs = distributed.own(job["knobs"])
     if knobs["batch"] % knobs["accum_steps"]:
         raise HpmlError(f"batch={knobs['batch']} cannot be split into accum_steps={knobs['accum_steps']} equal micro-batches")
+    if knobs.get("negatives") == "all" and (knobs["parallel"] == "dp" or knobs["script"] == "torchscript"):
+        raise HpmlError("negatives='all' needs the embeddings themselves: neither parallel='dp' nor script='torchscript' gives them")
     if knobs["non_blocking"] and knobs["device"] == "cpu":
         raise Unavailable("non_blocking: no GPU in this case, so nothing is copied that could be waited for")
     if knobs["precision"] == "fp16" and knobs["device"] == "cpu":

@@ -1,23 +1,21 @@
 """Frames that can be searched by words: a folder's pictures, or the test frames of the data set, embedded once by the service's engine."""
 
-import collections
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from hpml.apps import clip_index
+from hpml.apps.clip_index import Picture
 from hpml.env import HpmlError
-from hpml.serve import samples
+from hpml.serve import indexing, samples
 from hpml.serve.inputs import open_picture
 from hpml.serve.service import Service
 from hpml.serve.settings import BadInput
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 MOST_FRAMES = 20_000
 OWN_FRAMES = 200  # of the data set, where no folder was given
-AT_ONCE = 16
 THUMBNAIL_PX = 320
 
 
@@ -30,11 +28,8 @@ class Gallery:
 
     def nearest(self, embedding: list[float], k: int) -> list[dict]:
         """The k frames nearest to an embedding."""
-        import numpy as np
-
-        scores = self.embeddings @ np.asarray(embedding, np.float32)
-        return [{"index": int(i), "name": self.names[i], "score": round(float(scores[i]), 6), "url": f"/gallery/{i}"}
-                for i in np.argsort(-scores, kind="stable")[:k]]
+        return [{"index": row, "name": self.names[row], "score": round(score, 6), "url": f"/gallery/{row}"}
+                for row, score in clip_index.nearest(self.embeddings, embedding, k)]
 
     def thumbnail(self, index: int) -> bytes:
         """A frame as a small JPEG. Raises BadInput where it can no longer be read."""
@@ -53,53 +48,19 @@ def open_gallery(service: Service, folder: str | Path | None = None) -> Gallery:
     in the run. Raises HpmlError for a folder that is not there or holds no picture."""
     if folder is None:
         count = min(OWN_FRAMES, samples.count(service))
-        read, names = (lambda i: service.sample(i)[0]), [f"test frame {i}: {service.sample(i)[2]}" for i in range(count)]
-        title, stamp = service.facts["data"], [service.image_set.checksum, count]
+        read, title, root = (lambda i: service.sample(i)[0]), service.facts["data"], Path(service.job["run_dir"])
+        pictures = [Picture(f"test frame {i}: {service.sample(i)[2]}", 0, 0) for i in range(count)]
+        stamp = service.image_set.checksum
     else:
         root = Path(folder).expanduser().resolve()
-        if not root.is_dir():
-            raise HpmlError(f"--gallery {folder}: no such folder")
-        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file() and not path.is_symlink())
-        if not paths or len(paths) > MOST_FRAMES:
-            raise HpmlError(f"--gallery {folder}: {len(paths):,} pictures; from 1 to {MOST_FRAMES:,} can be served")
-        read, names, title = (lambda i: paths[i].read_bytes()), [path.relative_to(root).as_posix() for path in paths], root.name
-        stamp = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    identity = json.dumps([stamp, service.job["weights_sha256"], service.knobs], sort_keys=True, default=str)
-    kept = Path(service.job["run_dir"]) / "models" / f"gallery-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.npz"
-    embeddings, good = _embedded(service, kept, len(names), read)
-    return Gallery(title, [names[i] for i in good], embeddings, lambda i: read(good[i]), len(names) - len(good))
-
-
-def _embedded(service: Service, kept: Path, count: int, read: Callable[[int], bytes]):
-    """(embeddings [n, dim], which of the frames they belong to): frames that cannot be read are left out."""
-    import numpy as np
-
-    try:
-        with np.load(kept, allow_pickle=False) as found:
-            return found["embeddings"], [int(i) for i in found["good"]]
-    except (OSError, ValueError, KeyError):
-        pass
-    rows, good, waiting = [], [], collections.deque()
-
-    def take() -> None:
-        index, future = waiting.popleft()
-        try:
-            rows.append(future.result().value["embeddings"][0])
-            good.append(index)
-        except BadInput:
-            return
-
-    for index in range(count):
-        waiting.append((index, service.submit(read(index), deadline_s=3600.0)))
-        if len(waiting) >= min(AT_ONCE, service.settings.queue):
-            take()
-    while waiting:
-        take()
-    if not good:
-        raise HpmlError("none of the gallery's pictures can be read")
-    embeddings = np.asarray(rows, np.float32)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(f".{os.getpid()}.npz")
-    np.savez(partial, embeddings=embeddings, good=np.asarray(good))
-    partial.replace(kept)
-    return embeddings, good
+        pictures, title, stamp = clip_index.listed(folder), root.name, str(root)
+        if len(pictures) > MOST_FRAMES:
+            raise HpmlError(f"--gallery {folder}: {len(pictures):,} pictures; from 1 to {MOST_FRAMES:,} can be served")
+        read = lambda i: (root / pictures[i].name).read_bytes()  # noqa: E731 one of two ways to read
+    made = indexing.made_by(service) | {"stamp": stamp}
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
+    kept = Path(service.job["run_dir"]) / "models" / f"gallery-{digest}.safetensors"
+    index = indexing.fill(service, root, pictures, read, kept, made=made)
+    number = {picture: i for i, picture in enumerate(pictures)}
+    good = [number[picture] for picture in index.pictures]
+    return Gallery(title, [picture.name for picture in index.pictures], index.embeddings, lambda i: read(good[i]), len(index.skipped))

@@ -63,7 +63,8 @@ def canonical(name: str) -> str:
 
 def without(module: ModuleType) -> tuple[str, ...]:
     """Knobs that mean nothing for the workload."""
-    return (*getattr(module, "WITHOUT", WITHOUT), *(() if hasattr(module, "PARTS") else ("part",)))
+    return (*getattr(module, "WITHOUT", WITHOUT), *(() if hasattr(module, "PARTS") else ("part",)),
+            *(() if hasattr(module, "contrast") else ("negatives",)))
 
 
 def parts(module: ModuleType) -> tuple[str, ...]:

@@ -147,7 +147,8 @@ def dataset(knobs: dict, frames, *, train: bool):
 
 def model(knobs: dict, classes: int):
     """transformers' CLIPModel with random weights. Given frames and captions, (float [N, 3, image, image], ids [N, length]): their scaled
-    similarities [N, N]. Given frames alone, as in inference: embeddings [N, 512] of length 1. `classes` says nothing here.
+    similarities [N, N]; with `pairs`, what these are made of: embeddings of frames and of captions [N, 512] and the scale. Given frames
+    alone, as in inference: embeddings of length 1. `classes` says nothing here.
 
     The text's embedding is read at its last id, which is the highest one, as in the published code. Raises HpmlError for a text longer
     than 77 tokens or a frame smaller than one patch.
@@ -173,11 +174,12 @@ def model(knobs: dict, classes: int):
         def embed_text(self, input_ids):
             return torch.nn.functional.normalize(self.get_text_features(input_ids=input_ids).pooler_output, dim=-1)
 
-        def forward(self, images, input_ids=None):
+        def forward(self, images, input_ids=None, pairs=False):
             frames = torch.nn.functional.normalize(self.get_image_features(pixel_values=images).pooler_output, dim=-1)
             if input_ids is None:
                 return frames
-            return self.logit_scale.clamp(max=math.log(MOST_SCALE)).exp() * frames @ self.embed_text(input_ids).T
+            texts, scale = self.embed_text(input_ids), self.logit_scale.clamp(max=math.log(MOST_SCALE)).exp()
+            return (frames, texts, scale) if pairs else scale * frames @ texts.T
 
     sizes = VARIANTS[variant]
     return Towers(CLIPConfig(projection_dim=sizes["projection"], logit_scale_init_value=math.log(START_SCALE),
@@ -201,6 +203,16 @@ def loss(outputs, targets):
     wanted = same / same.sum(2, keepdim=True)  # symmetric: rows and columns have the same counts
     rows, columns = (torch.log_softmax(way, dim=2) for way in (logits, logits.transpose(1, 2)))
     return -(wanted * (rows + columns)).sum() / 2
+
+
+def contrast(frames, texts, scale, targets, all_frames, all_texts, all_targets):
+    """The same loss of some pairs, [n, dim] and targets [n], among all: each of their frames over all captions [N, dim], each of their
+    captions over all frames; summed over the n. The sum over all parts is `loss` of the whole."""
+    import torch
+
+    same = (targets[:, None] == all_targets).float()
+    rows, columns = torch.log_softmax(scale * frames @ all_texts.T, dim=1), torch.log_softmax(scale * texts @ all_frames.T, dim=1)
+    return -(same / same.sum(1, keepdim=True) * (rows + columns)).sum() / 2
 
 
 def split(batch) -> tuple[tuple, object]:

@@ -11,11 +11,11 @@ LAYERS = [
      "plot_stack", "plot_summary", "plot_tradeoff", "plot_training", "tables", "tables_int8", "tables_serving", "tables_training",
      "tables_runs", "nginx", "link"},
     {"workloads", "engines", "export", "einsum", "pretrained"},
-    {"train", "work", "distributed", "fit", "infer", "stored", "build", "loading", "pack", "profiling", "quantize",
+    {"train", "contrast", "work", "distributed", "fit", "infer", "stored", "build", "loading", "pack", "profiling", "quantize",
      "sensitivity", "transfer", "checkpoint", "loadgen", "loadtargets", "loadfacts"},
     {"launch", "cases", "rounds", "study", "results", "check", "serve", "recommend", "configfile", "loadsite", "loadtest", "streams",
      "apps"},
-    {"cli", "runner", "lab", "notebooks", "reference", "report", "report_notebook", "report_page", "report_readme",
+    {"cli", "cli_clip", "runner", "lab", "notebooks", "reference", "report", "report_notebook", "report_page", "report_readme",
      "report_results", "report_search", "report_summary"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
