@@ -510,6 +510,29 @@ def open_lab(
     lab.open_course(port=port, browser=browser, dry_run=dry_run)
 
 
+@app.command()
+def track(
+    video: Annotated[Path, typer.Argument(help="a video file")],
+    weights: Annotated[str | None, typer.Option(help="a run that has trained the shuttle localizer, or a .safetensors file (none: random)")
+                       ] = None,
+    engine: Annotated[str, typer.Option(help="openvino, onnxruntime, eager, torchscript, compile or tensorrt")] = "openvino",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8")] = "fp32",
+    out: Annotated[Path | None, typer.Option(help="folder of the results (default: results/track/<name of the video>)")] = None,
+    image: Annotated[int | None, typer.Option(help="width of the model's frame in pixels (default: that of the weights)")] = None,
+    variant: Annotated[str | None, typer.Option(help="the model's design, as small+bifpn (default: that of the weights)")] = None,
+    tier: Annotated[str, typer.Option(help="sizes where nothing else says them: smoke, cpu, gpu or full")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    annotate: Annotated[bool, typer.Option("--annotate/--no-annotate", help="write a video with the places drawn in")] = True,
+) -> None:
+    """Find the shuttle in every frame of a video: positions as CSV, an annotated video, a summary. Engines are stored and used again."""
+    from hpml.apps import track as application
+
+    done = application.track(video, out=out, weights=weights, engine=engine, precision=precision, tier=tier, image=image, variant=variant,
+                             device=device, annotate=annotate, say=lambda line: print(line, file=sys.stderr, flush=True))
+    print(application.text(done))
+    print(f"written to {out or env.results_dir() / 'track' / video.stem}: {', '.join(application.FILES.values())}")
+
+
 @app.command("env")
 def show_env() -> None:
     """Print this machine's fingerprint, what is installed and which engines are available."""

@@ -8,6 +8,7 @@ next frames confirm it, and then for the frames in between as well. Lengths are 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -90,15 +91,19 @@ class Tracker:
         self.track: Motion | None = None
         self.candidate: Motion | None = None
         self.rows: list[Row] = []
+        self.spent_s = 0.0  # in `step`, with both stages
 
     def step(self, search: Callable[[], np.ndarray], refine: Callable[[np.ndarray], np.ndarray]) -> Row:
         """The next frame. `search()` -> place [2] in the whole frame, the first stage; `refine(place)` -> [3] x, y and the logit of being
         visible in a crop around a place, the second. All in pixels. The first stage runs only where the track does not answer."""
+        started = time.perf_counter()
         centre, searched = self._predict(), False
         answer = None if centre is None else np.asarray(refine(centre), float)
         if answer is None or not self._fitting(answer):
             answer, searched = np.asarray(refine(np.asarray(search(), float)), float), True
-        return self._take(answer, searched)
+        row = self._take(answer, searched)
+        self.spent_s += time.perf_counter() - started
+        return row
 
     def _predict(self) -> np.ndarray | None:
         """Where to look, in pixels; None where nothing is followed. A new motion comes first: it is what was seen last."""

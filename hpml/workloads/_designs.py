@@ -42,3 +42,8 @@ def design(name: str) -> Design:
     for option in options:
         found = replace(found, **OPTIONS[option])
     return found
+
+
+def crop_side(width: int) -> int:
+    """Side of the second network's crop: 224 of a frame 1280 pixels wide, a multiple of 32, at least 64."""
+    return max(64, 32 * ((width * 224 + 1280 * 16) // (1280 * 32)))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from hpml.workloads._decoding import DECODINGS, Always, Seen, expected, map_loss
-from hpml.workloads._designs import Design
+from hpml.workloads._designs import Design, crop_side
 from hpml.workloads._pyramids import CHANNELS, NECKS
 
 __all__ = ["Find", "Localizer", "OneStage", "Pooled", "Refine", "build", "corner_of", "crop_side", "cut", "expected", "map_loss"]
@@ -160,11 +160,6 @@ class Refine(nn.Module):
     def forward(self, crops):
         fine, features = self.refine(crops)
         return torch.cat((self.spot(fine, features) * self.stride, self.visible(features)), dim=1)
-
-
-def crop_side(width: int) -> int:
-    """Side of the second network's crop: 224 of a frame 1280 pixels wide, a multiple of 32, at least 64."""
-    return max(64, 32 * ((width * 224 + 1280 * 16) // (1280 * 32)))
 
 
 def corner_of(centre, frames, side: int):

@@ -60,7 +60,8 @@ class Crops:
     def __getitem__(self, index: int) -> tuple:
         import torch
 
-        from hpml.workloads._localizer import corner_of, crop_side, cut
+        from hpml.workloads._designs import crop_side
+        from hpml.workloads._localizer import corner_of, cut
 
         frame, truth = self.frames[index]
         side, middle = crop_side(frame.shape[-1]), torch.tensor([frame.shape[-1], frame.shape[-2]]) / 2
@@ -91,7 +92,7 @@ def crop_inputs(knobs: dict, batch: int) -> tuple:
     """Seeded crops [batch, channels, side, side] of the side that the frame's width asks for."""
     import torch
 
-    from hpml.workloads._localizer import crop_side
+    from hpml.workloads._designs import crop_side
 
     side = crop_side(knobs["image"])
     return (torch.randn(batch, design_of(knobs).channels, side, side, generator=torch.Generator().manual_seed(0)),)
