@@ -525,7 +525,7 @@ def track(
     annotate: Annotated[bool, typer.Option("--annotate/--no-annotate", help="write a video with the places drawn in")] = True,
 ) -> None:
     """Find the shuttle in every frame of a video: positions as CSV, an annotated video, a summary. Engines are stored and used again."""
-    from hpml.apps import track as application
+    from hpml.serve import tracking as application
 
     done = application.track(video, out=out, weights=weights, engine=engine, precision=precision, tier=tier, image=image, variant=variant,
                              device=device, annotate=annotate, say=lambda line: print(line, file=sys.stderr, flush=True))

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from hpml.apps import stages, track
 from hpml.apps.tracker import Row
 from hpml.data import court, points, video
 from hpml.env import HpmlError
+from hpml.serve import stages, tracking
 
 pytest.importorskip("av")
 WIDTH = 128
@@ -50,7 +50,7 @@ def test_from_a_video_to_a_table_a_video_and_a_summary(tmp_path, monkeypatch):
     clip = written(tmp_path / "flight.mp4", images)
     monkeypatch.setenv("HPML_RESULTS", str(tmp_path))
     monkeypatch.setattr(stages.prepare, "load", lambda job, view, **_: (Brightest(2 if job["knobs"]["part"] == "find" else 3), 0.01))
-    done = track.track(clip, out=tmp_path / "out", tier="smoke", variant="small", image=WIDTH)
+    done = tracking.track(clip, out=tmp_path / "out", tier="smoke", variant="small", image=WIDTH)
     assert (done["frames"], done["width"], done["height"], done["model_width"]) == (12, 256, 144, WIDTH)
     assert done["fps"] == pytest.approx(25)
     assert not done["answers_mean_something"] and "mean nothing" in done["weights"] and done["start_up"]["made_s"] == 0
@@ -69,14 +69,15 @@ def test_from_a_video_to_a_table_a_video_and_a_summary(tmp_path, monkeypatch):
     assert changed.any() and np.argwhere(changed).mean(0) == pytest.approx(places[0][::-1], abs=2)
     assert not (np.abs(pictures[6].astype(int) - plain[6])[int(places[6][1]), int(places[6][0]) + 4] > 100).any()
     assert json.loads((tmp_path / "out/summary.json").read_text()) == done
-    assert "the shuttle visible in 11" in track.text(done)
+    assert "the shuttle visible in 11" in tracking.text(done)
     with pytest.raises(HpmlError, match="holds positions.csv already; give another folder with --out"):
-        track.track(clip, out=tmp_path / "out")
+        tracking.track(clip, out=tmp_path / "out")
 
 
 def test_a_real_model_with_history_answers_every_frame(rendered, tmp_path, monkeypatch):
     monkeypatch.setenv("HPML_RESULTS", str(tmp_path))
-    done = track.track(rendered, out=tmp_path / "out", tier="smoke", variant="small+history", image=WIDTH, engine="eager", annotate=False)
+    done = tracking.track(rendered, out=tmp_path / "out", tier="smoke", variant="small+history", image=WIDTH, engine="eager",
+                          annotate=False)
     assert done["frames"] == 12 and done["calls"]["refine"] >= 12 and done["design"] == "small+history"
     rows = (tmp_path / "out/positions.csv").read_text().splitlines()[1:]
     assert [int(row.split(",")[0]) for row in rows] == list(range(12)) and all(0 <= float(row.split(",")[4]) <= 1 for row in rows)
@@ -93,7 +94,7 @@ def test_other_shapes_fill_what_they_can_of_the_frame():
 
 
 def test_places_are_the_videos_own_pixels(tmp_path):
-    track.write_positions(tmp_path / "p.csv", [Row(64, 32, 0.91, True, True), Row(1, 1, 0.2, False, False)], scale=0.5)
+    tracking.write_positions(tmp_path / "p.csv", [Row(64, 32, 0.91, True, True), Row(1, 1, 0.2, False, False)], scale=0.5)
     assert (tmp_path / "p.csv").read_text().splitlines()[1:] == ["0,1,128.0,64.0,0.91", "1,0,0,0,0.2"]
 
 
@@ -106,12 +107,12 @@ def test_what_cannot_be_used_is_one_line(rendered, tmp_path, monkeypatch):
                            ({"engine": "none"}, "engine 'none'"), ({"variant": "huge"}, "variant='huge'"),
                            ({"precision": "fp8"}, "fp8")):
         with pytest.raises(HpmlError, match=message) as caught:
-            track.track(**{"path": rendered, "out": tmp_path / "out", "tier": "smoke", **asked})
+            tracking.track(**{"path": rendered, "out": tmp_path / "out", "tier": "smoke", **asked})
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(video, "_av", lambda: (_ for _ in ()).throw(video.Unavailable("needs PyAV: pip install 'hpml[video]'")))
     with pytest.raises(HpmlError, match="pip install 'hpml\\[video\\]'"):
-        track.track(rendered, out=tmp_path / "out")
+        tracking.track(rendered, out=tmp_path / "out")
 
 
 def test_weights_say_what_they_were_trained_on(tmp_path, monkeypatch):

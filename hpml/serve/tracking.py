@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from hpml import env
-from hpml.apps.stages import Stages, weights_of
 from hpml.apps.tracker import Row, Tracker
 from hpml.data import video
 from hpml.env import HpmlError
+from hpml.serve.stages import Stages, weights_of
 
 FILES = {"positions": "positions.csv", "video": "annotated.mp4", "summary": "summary.json"}
 COLUMNS = ("Frame", "Visibility", "X", "Y", "Confidence")  # TrackNetV3's, and one more
