@@ -2,7 +2,9 @@
 
 The published one: images/100k/{train,val}/*.jpg with labels/det_20/det_{train,val}.json (Scalabel's form) or, older,
 labels/bdd100k_labels_images_{train,val}.json. The published val part is the test part; frames of the published test part have no labels.
-And a folder of single frames: images/*.jpg with one attributes*.csv (name, weather, scene, timeofday), which states no split.
+And a folder of single frames: images/*.jpg with one attributes*.csv (name, weather, scene, timeofday), which states no split. In both,
+train.txt, val.txt and test.txt beside the folder `images` may state one by name, as studies on a part of the frames do (10,005 as 7,005,
+1,000 and 2,000): then only frames that are listed count, and test.txt tests. val.txt's train too: nothing is chosen on them here.
 Source: F. Yu et al., "BDD100K: A Diverse Driving Dataset for Heterogeneous Multitask Learning", CVPR 2020, arXiv:1805.04687.
 """
 
@@ -14,6 +16,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from hpml.data import drives
@@ -27,6 +30,8 @@ FOLDERS = ("bdd100k", "bdd100k/bdd100k", "bdd100k_ten")  # below the data folder
 IMAGES = "images/100k"
 PARTS = {"train": "train", "test": "val"}  # ours and the publisher's
 LABELS = ("labels/det_20/det_{}.json", "labels/bdd100k_labels_images_{}.json")
+LISTS = {"train.txt": "train", "val.txt": "train", "test.txt": "test"}  # one frame a line, by name or path, and which part it is of
+PUBLISHED = "published split, val tests"
 VIDEO = re.compile(r"[0-9a-f]{8}-[0-9a-f]{8}")  # what a frame's name starts with: the video that it was taken from
 ENDINGS = (".jpg", ".jpeg")
 CHUNK = 1 << 20  # characters of a label file that are read at once; the old one for training has 1.4 GB
@@ -100,12 +105,31 @@ def _stamp(path: Path) -> str:
     """Sizes and times of the label files, and the time of each image folder, which changes with its list of files."""
     parts = [path / IMAGES / part for part in PARTS.values()] if layout(path) == "published" else [path / "images"]
     parts += [path / known.format(part) for known in LABELS for part in PARTS.values()] + sorted(path.glob("attributes*.csv"))
+    parts += [path / known for known in LISTS]
     facts = [(str(part), part.stat().st_size, part.stat().st_mtime_ns) for part in parts if part.exists()]
     return repr([str(path.resolve()), facts])
 
 
 def _listing(path: Path) -> Listing:
-    return (_published if layout(path) == "published" else _single)(path)
+    found = (_published if layout(path) == "published" else _single)(path)
+    return _by_lists(path, found) if (path / "test.txt").is_file() else found
+
+
+def _by_lists(path: Path, found: Listing) -> Listing:
+    """The frames that the lists name, in the parts that these say. Raises HpmlError for a frame that two lists name."""
+    part, count = {}, {}
+    for file in (path / known for known in LISTS if (path / known).is_file()):
+        names = [Path(line).stem for line in file.read_text(encoding="utf-8").split()]
+        if twice := part.keys() & names:
+            raise HpmlError(f"{file}: {min(twice)} is in another list too ({len(twice):,} frames): a split has each frame once")
+        part |= dict.fromkeys(names, LISTS[file.name])
+        count[file.stem] = len(names)
+    frames = [replace(frame, part=part[stem]) for frame in found.frames if (stem := Path(frame.file).stem) in part]
+    absent = part.keys() - {Path(frame.file).stem for frame in frames}
+    skipped = [(f"{min(absent)}.jpg", f"in a list and not here, with {len(absent) - 1:,} others")] if absent else []
+    note = "split by list, " + " + ".join(f"{n:,} {name}" for name, n in count.items())
+    own = "" if found.note == PUBLISHED else found.note  # the split that the lists replace
+    return Listing(frames, [*found.skipped, *skipped], "; ".join(filter(None, (note, own))))
 
 
 def _published(path: Path) -> Listing:
@@ -133,7 +157,7 @@ def _published(path: Path) -> Listing:
         for file in files.keys() - listed:
             reason = f"no entry in {labels.relative_to(path)}" if file.lower().endswith(ENDINGS) else "not named as an image"
             skipped.append((f"{IMAGES}/{theirs}/{file}", reason))
-    return Listing(found, sorted(skipped), "published split, val tests")
+    return Listing(found, sorted(skipped), PUBLISHED)
 
 
 def _single(path: Path) -> Listing:

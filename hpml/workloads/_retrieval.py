@@ -7,9 +7,9 @@ def scores(seen, labels, classes: list[str], texts: dict) -> dict:
     """value, n, chance, details, predictions, labels and confidence of frames' embeddings `seen` [N, dim] with classes `labels` [N].
 
     value: share of frames whose nearest caption is that of their class, which says all attributes; candidates are the captions of all
-    classes, each once. chance: always the largest class. details: recall@5; text to image, one query for each class that is tested, right
-    is every frame of it; image to image, right is every other frame of the class, the query itself is no candidate, and a frame without
-    another one of its class asks nothing; zero-shot accuracy of each attribute over the frames where it is known. texts: of
+    classes, each once. chance: always the largest class. details: recall@5 and @10; text to image, one query for each class that is
+    tested, right is every frame of it; image to image, right is every other frame of the class, the query itself is no candidate, and a
+    frame without another one of its class asks nothing; zero-shot accuracy of each attribute over the frames where it is known. texts: of
     hpml.workloads.clip.texts.
     """
     import numpy as np
@@ -20,9 +20,9 @@ def scores(seen, labels, classes: list[str], texts: dict) -> dict:
     near, own = seen @ seen.T, np.eye(len(labels), dtype=bool)
     near[own] = -np.inf
     details = {}
-    for way, ranked, right, depths in (("image to text", similar, labels[:, None] == np.arange(len(classes)), (5,)),
-                                       ("text to image", similar.T[tested], tested[:, None] == labels, (1, 5)),
-                                       ("image to image", near, (labels[:, None] == labels) & ~own, (1, 5))):
+    for way, ranked, right, depths in (("image to text", similar, labels[:, None] == np.arange(len(classes)), (5, 10)),
+                                       ("text to image", similar.T[tested], tested[:, None] == labels, (1, 5, 10)),
+                                       ("image to image", near, (labels[:, None] == labels) & ~own, (1, 5, 10))):
         for k in depths:
             details[f"recall@{k}, {way}"], details[f"chance of recall@{k}, {way}"] = recall(ranked, right, k)
     for key in (key for key in texts if key != "captions"):

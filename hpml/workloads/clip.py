@@ -257,29 +257,62 @@ def likeness(wanted, got) -> dict[str, float]:
     return {"lowest cosine": float(((wanted * got).sum(1) / lengths).min()), "neighbours in the same order": agreement(wanted, got)}
 
 
+def lines_embedded(model, knobs: dict, frames, lines: list[str]):
+    """Embeddings [N, dim] of length 1 of texts, by the model's own text tower as it is and the frames' tokenizer."""
+    import torch
+
+    from hpml.data import bpe
+
+    tokenizer, device = bpe.open_tokenizer(frames.tokenizer_file, knobs["length"]), next(model.parameters()).device
+    model.eval()
+    with torch.inference_mode():
+        return model.embed_text(torch.as_tensor(bpe.encode(tokenizer, lines), device=device)).float().cpu().numpy()
+
+
+def prompts(model, knobs: dict, frames) -> dict:
+    """What zero-shot compares a frame with: {"weather", "scene", "timeofday": (values, embeddings [values, templates, dim])}, of sentences
+    that say this attribute alone, each by itself. Attributes of which no frame has a known value are left out."""
+    import numpy as np
+
+    from hpml.data.captions import ATTRIBUTES, UNKNOWN, attributes
+    from hpml.data.captions import prompts as sentences
+
+    found = {}
+    for key in ATTRIBUTES:
+        values = sorted({attributes(one)[key] for one in frames.classes} - {UNKNOWN})
+        if values:
+            found[key] = values, np.stack([lines_embedded(model, knobs, frames, sentences(key, value)) for value in values])
+    return found
+
+
 def texts(model, knobs: dict, frames) -> dict:
     """Embeddings of length 1 by the model's own text tower, as it is: {"captions": [classes, dim], one for each combination, by its first
     template; "weather", "scene", "timeofday": (values, [values, dim]), the mean over the templates of prompts that say that alone}."""
     import numpy as np
-    import torch
 
-    from hpml.data import bpe
-    from hpml.data.captions import ATTRIBUTES, UNKNOWN, attributes, captions, prompts
+    from hpml.data.captions import captions
 
-    tokenizer, device = bpe.open_tokenizer(frames.tokenizer_file, knobs["length"]), next(model.parameters()).device
-    model.eval()
-
-    def embed(lines: list[str]):
-        with torch.inference_mode():
-            return model.embed_text(torch.as_tensor(bpe.encode(tokenizer, lines), device=device)).float().cpu().numpy()
-
-    found = {"captions": embed([captions(one)[0] for one in frames.classes])}
-    for key in ATTRIBUTES:
-        values = sorted({attributes(one)[key] for one in frames.classes} - {UNKNOWN})
-        if values:
-            means = np.stack([embed(prompts(key, value)).mean(0) for value in values])
-            found[key] = values, means / np.linalg.norm(means, axis=1, keepdims=True)
+    found = {"captions": lines_embedded(model, knobs, frames, [captions(one)[0] for one in frames.classes])}
+    for key, (values, each) in prompts(model, knobs, frames).items():
+        means = each.mean(1)
+        found[key] = values, means / np.linalg.norm(means, axis=1, keepdims=True)
     return found
+
+
+def frames_embedded(predict, knobs: dict, frames) -> tuple:
+    """(embeddings [N, dim] of the test frames that can be read, their classes [N]); `predict`: a tuple of arrays -> embeddings."""
+    import numpy as np
+
+    from hpml.data.loader import loader
+
+    samples = dataset({**knobs, "storage": "array"}, frames, train=False)
+    batches = loader(samples, {}, batch=max(knobs["batch"], 32), shuffle=False, seed=0)
+    seen = np.concatenate([np.asarray(predict((images.numpy(),)), np.float32) for images, *_ in batches])
+    labels = np.asarray(frames.test_labels)
+    if hasattr(samples.frames, "bad"):
+        read = samples.frames.bad.numpy() == 0
+        seen, labels = seen[read], labels[read]
+    return seen, labels
 
 
 def evaluate(predict, knobs: dict, frames, texts: dict | None = None) -> dict:
@@ -288,19 +321,10 @@ def evaluate(predict, knobs: dict, frames, texts: dict | None = None) -> dict:
     Returns metric, value, n, chance, details (further figures, each with its chance), predictions and labels (classes), confidence: see
     `_retrieval.scores`. Frames that cannot be read do not count. Raises HpmlError without `texts`.
     """
-    import numpy as np
-
-    from hpml.data.loader import loader
     from hpml.env import HpmlError
     from hpml.workloads import _retrieval
 
     if texts is None:
         raise HpmlError(f"{NAME}: a frame's embedding alone has no score: give evaluate the captions' (workload.texts)")
-    samples = dataset({**knobs, "storage": "array"}, frames, train=False)
-    batches = loader(samples, {}, batch=max(knobs["batch"], 32), shuffle=False, seed=0)
-    seen = np.concatenate([np.asarray(predict((images.numpy(),)), np.float32) for images, *_ in batches])
-    labels = np.asarray(frames.test_labels)
-    if hasattr(samples.frames, "bad"):
-        read = samples.frames.bad.numpy() == 0
-        seen, labels = seen[read], labels[read]
+    seen, labels = frames_embedded(predict, knobs, frames)
     return {"metric": METRIC, "informative": getattr(frames, "informative", True), **_retrieval.scores(seen, labels, frames.classes, texts)}

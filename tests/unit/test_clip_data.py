@@ -73,6 +73,21 @@ def test_both_label_forms_give_the_same_set(folders):
     assert first.picture(first.train_images[0]).mode == "RGB"
 
 
+def test_lists_state_the_split_of_a_part_of_the_frames(folders):
+    top = published(folders / "a", two_parts(6))
+    names = [f"{video(100 * k + i)}" for k in (0, 1) for i in range(6)]
+    for file, listed in (("train.txt", names[:4]), ("val.txt", [f"some/folder/{names[4]}"]),
+                         ("test.txt", [names[7][:-4], names[11], video(9)])):
+        (top / file).write_text("\n".join(listed))
+    found = bdd100k.load(path=top)
+    assert (len(found.train_labels), len(found.test_labels)) == (5, 2) and "split by list, 4 train + 1 val + 3 test" in found.note
+    assert sorted(place["name"].decode().rsplit("/")[-1] for place in found.test_images) == [names[7], names[11]]
+    assert any("in a list and not here" in line for line in bdd100k.check("bdd100k", top))
+    (top / "val.txt").write_text(names[0])  # the index is made again, because the lists changed
+    with pytest.raises(HpmlError, match="val.txt: .* is in another list too"):
+        bdd100k.load(path=top)
+
+
 def test_a_large_label_file_is_read_in_pieces_and_a_cut_one_is_named(folders, monkeypatch):
     monkeypatch.setattr(bdd100k, "CHUNK", 50)
     path = folders / "labels.json"
