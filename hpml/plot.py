@@ -27,11 +27,13 @@ from hpml.plot_runs import gains, runs
 from hpml.plot_serving import load, resolution
 from hpml.plot_soundness import gradients, reliability
 from hpml.plot_stack import ladder
+from hpml.plot_step import Pair, phases, steps
 from hpml.plot_summary import worth
 from hpml.plot_tradeoff import latency, speed_quality
-from hpml.plot_training import confusion, curves, distances, marked, masked, phases, pictures
+from hpml.plot_training import confusion, curves, distances, marked, masked, pictures
 
 __all__ = [
+    "Pair",
     "comparison",
     "confusion",
     "curves",
@@ -52,6 +54,7 @@ __all__ = [
     "runs",
     "show_alt",
     "speed_quality",
+    "steps",
     "warmup_curve",
     "worth",
 ]

@@ -10,6 +10,7 @@ from hpml.compare import Row, percent
 
 LANE_IN = 0.5  # height of one case: a line of text above its bar
 WIDTH_IN = 6.0  # 600 pixels at 100 dots per inch
+EDGE = 0.012  # where titles and captions start, as a share of the width
 # Okabe and Ito's palette (2008), told apart with every common colour blindness. One engine, one colour, in every chart.
 ENGINES = {
     "eager": "#0072B2",
@@ -113,15 +114,30 @@ def clean_lines(claim: str) -> str:
 def finish(axes, claim: str, caption: str, alt: str):
     """Give a chart its title, caption and alternative text; title and caption start at the figure's left edge. Returns the Axes."""
     figure = axes.figure
-    claim = _wrapped(claim.replace(" %", "\u00a0%"), 70)
-    axes.set_title(claim, loc="left", pad=8)
+    claim = _fitting(figure, claim.replace(" %", "\u00a0%"))
+    # Its height counts for the layout, its width must not: a long title beside wide labels would make the axes narrower.
+    axes.set_title("\n".join("." for _ in claim.split("\n")), loc="left", pad=8)
     if caption:
-        figure.supxlabel(_wrapped(caption.replace(" %", "\u00a0%"), 96), x=0.012, ha="left", fontsize=8, color=SOFT)
+        figure.supxlabel(_wrapped(caption.replace(" %", "\u00a0%"), 96), x=EDGE, ha="left", fontsize=8, color=SOFT)
     figure.hpml_alt = " ".join(alt.replace(r"\$", "$").split())
     figure.draw_without_rendering()
-    edge = axes.transAxes.inverted().transform(figure.transFigure.transform((0.012, 0)))[0]
+    edge = axes.transAxes.inverted().transform(figure.transFigure.transform((EDGE, 0)))[0]
     axes.set_title(claim, loc="left", x=edge, pad=8)
     return axes
+
+
+def _fitting(figure, claim: str) -> str:
+    """The title in lines that are not wider than the figure."""
+    probe = figure.text(0, 0, "", fontsize=STYLE["axes.titlesize"], weight=STYLE["axes.titleweight"])
+    try:
+        for width in range(72, 40, -3):
+            lines = _wrapped(claim, width)
+            probe.set_text(lines)
+            if probe.get_window_extent().width <= (1 - 2 * EDGE) * figure.bbox.width:
+                break
+    finally:
+        probe.remove()
+    return lines
 
 
 def _wrapped(value: str, width: int) -> str:

@@ -24,7 +24,9 @@ def ladder(found: Ladder):
         before = step.row if step.row.per_s else before
     _product(axes, len(rows), found)
     if found.full.per_s:
-        axes.plot([found.full.per_s] * 2, [-0.1, len(rows) + 0.4], color=SOFT, linewidth=1, linestyle=":", zorder=0)
+        lanes = range(len(rows) + 1)  # beside the bars, not through the words
+        axes.vlines([found.full.per_s] * len(lanes), [y - 0.06 for y in lanes], [y + 0.38 for y in lanes], color=SOFT, linewidth=1,
+                    linestyle=":", zorder=0)
     axes.set_ylim(len(rows) + 0.55, -0.62)
     axes.set_xlim(0, None)
     axes.set_yticks([])

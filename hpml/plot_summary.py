@@ -99,22 +99,23 @@ def _worth_block(axes, techniques: Sequence[tuple[str, str]], workloads: Sequenc
     names, places, y, last = [], {}, 0, None
     for phase, technique in techniques:
         if phase != last:
-            axes.text(0, y + 0.5, tables.PHASES[phase].capitalize(), weight="bold", ha="left", va="center")
+            axes.text(-0.012, y + 0.5, tables.PHASES[phase].capitalize(), weight="bold", ha="right", va="center",
+                      transform=axes.get_yaxis_transform())
             y, last = y + 1, phase
         places[phase, technique] = y
-        names.append((y + 0.5, clean(technique, 56 if len(workloads) <= 2 else 44)))
+        names.append((y + 0.5, clean(technique, 56 if len(workloads) <= 2 else 42)))
         y += 1
     for (technique, workload), row in cells.items():
-        _worth_cell(axes, places[technique], workloads.index(workload), row, 8 if len(workloads) <= 4 else 6.5)
+        _worth_cell(axes, places[technique], workloads.index(workload), row, 8.5 if len(workloads) <= 4 else 7, room=38 // len(workloads))
     axes.set_xlim(0, max(len(workloads), 1))
     axes.set_xticks([i + 0.5 for i in range(len(workloads))], [clean(tables.title(w), 12) for w in workloads],
                     fontsize=8.5 if len(workloads) <= 4 else 7)
-    axes.set_yticks([at for at, _ in names], [text for _, text in names], fontsize=7.5)
+    axes.set_yticks([at for at, _ in names], [text for _, text in names], fontsize=8)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
 
 
-def _worth_cell(axes, y: int, x: int, row: Row, fontsize: float) -> None:
+def _worth_cell(axes, y: int, x: int, row: Row, fontsize: float, *, room: int) -> None:
     from matplotlib.patches import Rectangle
 
     measured = row.ratio is not None
@@ -140,3 +141,7 @@ def _worth_cell(axes, y: int, x: int, row: Row, fontsize: float) -> None:
             fontsize=fontsize,
             weight="bold" if row.verdict == "faster" and row.quality == "kept" else "normal",
         )
+    elif room > 20:
+        reason = "; ".join(tables.notes([row])).removeprefix("not measured here: ").removeprefix(f"{row.label}: ")
+        axes.text(x + 0.5, y + 0.52, clean(reason or row.verdict_text, room), ha="center", va="center", fontsize=7.5,
+                  clip_on=True, in_layout=False, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})

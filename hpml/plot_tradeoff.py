@@ -1,5 +1,6 @@
 """Charts of what is traded: speed against quality, latency against batch size."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from hpml import tables
@@ -15,18 +16,19 @@ def _precision(row: Row) -> str:
 
 
 @styled
-def speed_quality(rows: Sequence[Row], *, margin: float | None = None):
+def speed_quality(rows: Sequence[Row], *, margin: float | dict[str, float] | None = None):
     """Speed against quality by engine (colour) and precision (marker), the tolerance below the baseline's quality, the Pareto line.
 
-    `margin` is the workload's, as a share (0.01 is one point). Several workloads are drawn one below the other. Cases whose quality
-    was not measured stand at the lower edge, hollow. Returns the first Axes.
+    `margin` is the workload's, as a share (0.01 is one point); of several workloads those that are known, by name. Several workloads
+    are drawn one below the other. Cases whose quality was not measured stand at the lower edge, hollow. Returns the first Axes.
     """
     rows = [row for row in rows if row.per_s]
     workloads = list(dict.fromkeys(row.workload for row in rows)) or ["nothing"]
     figure, grid = figure_of(0.9 + 2.6 * len(workloads), rows=len(workloads))
     claims = []
     for axes, workload in zip(grid[:, 0], workloads, strict=True):
-        claims.append(_tradeoff(axes, [row for row in rows if row.workload == workload], margin))
+        own = margin.get(workload) if isinstance(margin, dict) else margin
+        claims.append(_tradeoff(axes, [row for row in rows if row.workload == workload], own))
         if len(workloads) > 1:
             axes.set_ylabel(f"{tables.title(workload)}, {axes.get_ylabel()}")
     _keys(grid[-1, 0], rows)
@@ -58,7 +60,7 @@ def _tradeoff(axes, rows: Sequence[Row], margin: float | None) -> str:
     floor = 100 * (base.quality_value - margin) if base and margin else None
     ends = [*values, *([floor] if floor is not None else [])] or [0.0, 100.0]
     room = max(max(ends) - min(ends), 1.0) * 0.25
-    axes.set_ylim(min(ends) - 1.6 * room, max(ends) + room)
+    axes.set_ylim(min(ends) - 1.6 * room, max(ends) + 1.3 * room)
     if floor is not None:
         axes.axhspan(floor, floor + 100 * margin, color=BAND, zorder=0, linewidth=0)
     best: list[Row] = []
@@ -67,6 +69,10 @@ def _tradeoff(axes, rows: Sequence[Row], margin: float | None) -> str:
             best.append(row)
     if len(best) > 1:
         axes.plot([r.per_s for r in best], [100 * r.quality_value for r in best], color=SOFT, linestyle="--", linewidth=1, zorder=1)
+    for row in [*best, *([base] if base and base not in best else [])]:  # in words too: not everybody tells the colours
+        share = math.log(row.per_s / axes.get_xlim()[0]) / math.log(axes.get_xlim()[1] / axes.get_xlim()[0])
+        axes.annotate(f"{engine(row.knobs)} {_precision(row)}", (row.per_s, 100 * row.quality_value), (0, 7), textcoords="offset points",
+                      fontsize=8, va="bottom", ha="left" if share < 0.15 else "right" if share > 0.85 else "center")
     for row in rows:
         y = 100 * row.quality_value if row.quality_value is not None else axes.get_ylim()[0] + 0.35 * room
         shade = colour(engine(row.knobs))
@@ -82,7 +88,8 @@ def _tradeoff(axes, rows: Sequence[Row], margin: float | None) -> str:
             clip_on=False,
         )
     _plain_log_x(axes)
-    axes.set_xlabel("samples/s")
+    batches = {row.knobs.get("batch") for row in rows}
+    axes.set_xlabel(f"samples/s at batch {batches.pop()}" if len(batches) == 1 and None not in batches else "samples/s")
     axes.set_ylabel(f"{(known and known[0].quality_metric or 'quality')}, %")
     if not known:
         axes.set_yticks([])

@@ -1,21 +1,21 @@
-"""Charts of trainings: where a step goes, curves, confusion, pictures and masks."""
+"""Charts of trainings: curves, confusion, pictures and masks."""
 
 import statistics
 import textwrap
 from collections.abc import Sequence
 
 from hpml import tables
-from hpml.plot_look import INK, PHASES, SERIES, SOFT, clean, figure_of, finish, legend_below, styled
+from hpml.plot_look import INK, SERIES, SOFT, clean, figure_of, finish, styled
 from hpml.records import Record
 
 LIGHT = "#F3E9A2"  # a boundary's colour: seen on fur and on ground
 
 
-def _titled(claim: str, records: Sequence[Record]) -> str:
+def titled(claim: str, records: Sequence[Record]) -> str:
     return f"{tables.SMOKE}\n{claim}" if any(r.case.get("tier") == "smoke" for r in records) else claim
 
 
-def _origin(records: Sequence[Record]) -> str:
+def origin(records: Sequence[Record]) -> str:
     """Rounds, machine, tier and data of the records that a chart shows."""
     rounds = {r.protocol.get("round") for r in records}
     data = dict.fromkeys(f"{d['title']} ({d['origin']})" for r in records if (d := r.actual.get("data")))
@@ -28,7 +28,7 @@ def _origin(records: Sequence[Record]) -> str:
     return clean("; ".join(filter(None, parts)))
 
 
-def _names(records: Sequence[Record]) -> dict[str, str]:
+def names_of(records: Sequence[Record]) -> dict[str, str]:
     """Case key -> what the case is called beside the others."""
     several = len({r.case["workload"] for r in records}) > 1
     return {
@@ -37,71 +37,10 @@ def _names(records: Sequence[Record]) -> dict[str, str]:
 
 
 @styled
-def phases(records: Sequence[Record]):
-    """Where a step goes: ms of wait, copy, forward, backward, optimizer per step and case, the mean over all rounds. Returns the Axes."""
-    timed = [r for r in records if r.status == "ok" and r.samples and r.samples.get("phases")]
-    names = _names(timed)
-    means = {
-        key: {
-            phase: 1e3 * statistics.fmean(v for r in timed if r.case["key"] == key for v in r.samples["phases"].get(phase) or [0.0])
-            for phase in PHASES
-        }
-        for key in names
-    }
-    figure, grid = figure_of(1.6 + 0.5 * max(len(means), 1))
-    axes = grid[0, 0]
-    for y, (key, parts) in enumerate(means.items()):
-        left, total = 0.0, sum(parts.values())
-        for phase, ms in parts.items():
-            axes.barh(
-                [y + 0.16],
-                [ms],
-                left=[left],
-                height=0.34,
-                color=PHASES[phase],
-                edgecolor="white",
-                linewidth=0.6,
-                label=phase if y == 0 else "_nolegend_",
-            )
-            left += ms
-        largest = max(parts, key=parts.get)
-        axes.text(0, y - 0.2, names[key], transform=axes.get_yaxis_transform(), va="center")
-        axes.text(
-            1,
-            y - 0.2,
-            f"{tables.figure(total, 'ms')}, {largest} {100 * parts[largest] / total:.0f} %",
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            ha="right",
-            fontsize=8.5,
-        )
-    axes.set_ylim(max(len(means), 1) - 0.5, -0.6)
-    axes.set_xlim(0, None)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("ms per step")
-    if means:
-        legend_below(axes, axes.get_legend_handles_labels()[0], columns=5)
-        parts = next(iter(means.values()))
-        total = sum(parts.values())
-        first, second = sorted(parts, key=parts.get, reverse=True)[:2]
-        claim = (
-            f"{first.capitalize()} takes {100 * parts[first] / total:.0f} % of a step, {second} {100 * parts[second] / total:.0f} %, "
-            f"waiting for data {100 * parts['wait'] / total:.0f} %" + (f" ({next(iter(names.values()))})" if len(means) > 1 else "")
-        )
-    else:
-        claim = "No phase times measured yet"
-    alt = f"Stacked bars. {claim}. " + "; ".join(
-        f"{names[key]}: " + ", ".join(f"{phase} {tables.figure(ms, 'ms')}" for phase, ms in parts.items()) for key, parts in means.items()
-    )
-    return finish(axes, _titled(claim, timed), f"Mean of all steps after the warm-up. {_origin(timed)}.", alt)
-
-
-@styled
 def curves(records: Sequence[Record]):
     """Loss and quality over the epochs of each fit: thin lines are seeds, the thick one is their mean. Returns the quality's Axes."""
     fits = [r for r in records if r.status == "ok" and r.quality and r.quality.get("curve")]
-    names = _names(fits)
+    names = names_of(fits)
     figure, grid = figure_of(3.6, columns=2)
     quality, loss = grid[0]
     finals: dict[str, list[float]] = {}
@@ -155,14 +94,14 @@ def curves(records: Sequence[Record]):
     claim = f"{metric} after {last} epoch{'s' * (last != 1)}: {', '.join(reached)}" if fits else "No training has finished an epoch yet"
     tests = f", {fits[0].quality['n']:,} test samples" if fits else ""
     caption = (
-        f"Left: after each epoch, {seeds} seed{'s' * (seeds != 1)}{tests}; right: steps (thin), epoch means (thick). {_origin(fits)}."
+        f"Left: after each epoch, {seeds} seed{'s' * (seeds != 1)}{tests}; right: steps (thin), epoch means (thick). {origin(fits)}."
     )
     alt = (
         f"Curves of {metric} and loss. {claim}. Loss at the end: "
         + ", ".join(f"{names[r.case['key']]} {tables.figure(r.quality['curve'][-1][1])}" for r in fits)
         + "."
     )
-    return finish(quality, _titled(claim[0].upper() + claim[1:], fits), caption, alt)
+    return finish(quality, titled(claim[0].upper() + claim[1:], fits), caption, alt)
 
 
 @styled

@@ -5,9 +5,10 @@ import os
 import re
 from pathlib import Path
 
-from hpml import compare, env, notebooks, recommend, records, tables, tables_int8, workloads
+from hpml import compare, env, notebooks, recommend, records, report_charts, tables, tables_int8, workloads
 from hpml.compare import Row
 from hpml.env import HpmlError
+from hpml.report_results import Charts
 
 BEGIN, END = "<!-- results: written by `hpml report --readme` -->", "<!-- /results -->"
 LIST_BEGIN, LIST_END = "<!-- notebooks: written by `hpml report --readme` -->", "<!-- /notebooks -->"
@@ -46,7 +47,7 @@ def readme_block() -> str:
 
 def _int8(found: list[records.Record], rows: list[Row]) -> str:
     """What INT8 gives on one machine, with its quality; nothing where none was measured there."""
-    own = [r for r in found if not r.case["workload"].endswith(".py")]
+    own = _study(found)
     if not tables_int8.timed(own):
         return ""
     return (f"**INT8 on {_chip(found[0].machine['id'])}** ([33](notebooks/33_int8_quantization.ipynb)), "
@@ -83,10 +84,23 @@ def machine_page(folder: Path, found: list[records.Record]) -> str:
     again = "`HPML_DATA=<your data> ./run_all.sh --workloads resnet50 --rounds 6 --budget none`"
     return "\n\n".join(filter(None, [
         f"# {_chip(found[0].machine['id'])}", "Written by `hpml report --readme` from [records.jsonl](records.jsonl).",
-        _machine(found[0].machine, found), _headline(rows), _figure(folder, rows, folder),
+        _machine(found[0].machine, found), _headline(rows), _charts(folder, found, rows),
         f"## The highest ratio of each comparison\n\n{_lines(list(best.values()), rows, labels, folder)}",
         f"## All {len(shown)} cases beside their baselines\n\n{_lines(shown, rows, labels, folder)}",
         f"Each number again: {again}, or one notebook's with `--only NN`. The same values as CSV: [tables](tables)."])) + "\n"
+
+
+def _study(found: list[records.Record]) -> list[records.Record]:
+    return [r for r in found if not r.case["workload"].endswith(".py")]
+
+
+def _charts(folder: Path, found: list[records.Record], rows: list[Row]) -> str:
+    """The five charts as they lie beside the records, each with its words; what was not measured is said."""
+    parts = []
+    for one in report_charts.five(_study(found), rows, Charts(folder, drawing=False)):
+        pictures = [f"![{tables.escape(chart.alt)}](charts/{chart.name}.png)" for chart in one.charts if chart.path]
+        parts.append("\n\n".join([f"## {one.title}", *(pictures or [f"Not measured here: {one.missing}."])]))
+    return "\n\n".join(parts)
 
 
 def _chip(machine_id: str) -> str:
@@ -165,7 +179,11 @@ def readme(path: Path) -> str:
 
 
 def write(path: Path) -> list[Path]:
-    """Write README at `path` and the page of each reference machine; returns their paths."""
+    """Draw the charts of each reference machine where they changed, write README at `path` and the page of each; returns their paths."""
+    for folder, found in references():
+        charts = Charts(folder)
+        report_charts.five(_study(found), _rows(found), charts)
+        charts.save(others=True)
     text = readme(path)
     pages = {path: text, **{folder / "README.md": machine_page(folder, found) for folder, found in references()},
              **{folder / recommend.NAME: recommend.text(recommend.of_reference(folder)) for folder, _ in references()}}

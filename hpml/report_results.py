@@ -48,8 +48,9 @@ def sources(*patterns: str) -> bytes:
 class Charts:
     """The run's charts as files, drawn again only where what they show has changed."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.folder = run_dir / "charts"
+    def __init__(self, run_dir: Path, *, drawing: bool = True) -> None:
+        """With `drawing=False` only charts that were drawn before are given, as they are."""
+        self.folder, self.drawing = run_dir / "charts", drawing
         self.code = digest(sources(*PLOTS))
         self.made: dict[str, dict] = {}
         try:
@@ -59,12 +60,17 @@ class Charts:
 
     def draw(self, name: str, shown: object, function: Callable, *args: object, **options: object) -> Chart:
         """`function(*args)` as charts/<name>.png; `shown` is everything that the chart depends on."""
+        identity = digest(self.code, shown, options)
         number, base = 1, name
-        while name in self.made:
+        while name in self.made and self.made[name].get("digest") != identity:
             number += 1
             name = f"{base}-{number}"
-        path, identity = self.folder / f"{name}.png", digest(self.code, shown, options)
-        known = self.known.get(name) or {}
+        path, known = self.folder / f"{name}.png", self.known.get(name) or {}
+        if not self.drawing:
+            self.made[name] = known
+            return Chart(name, known.get("alt") or "this chart is not drawn yet", path if known and path.exists() else None)
+        if name in self.made:
+            return Chart(name, self.made[name]["alt"], path)
         if known.get("digest") != identity or not path.exists():
             try:
                 axes = function(*args, **options)
@@ -82,13 +88,13 @@ class Charts:
         self.made[name] = known
         return Chart(name, known["alt"], path)
 
-    def save(self) -> None:
-        """Remember what was drawn; pictures of charts that are no more are removed."""
+    def save(self, *, others: bool = False) -> None:
+        """Remember what was drawn; pictures of charts that are no more are removed, except where `others` are to stay."""
         if self.made or self.known:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for name in self.known.keys() - self.made.keys():
+            for name in () if others else self.known.keys() - self.made.keys():
                 (self.folder / f"{Path(name).name}.png").unlink(missing_ok=True)
-            write(self.folder / "index.json", json.dumps(self.made))
+            write(self.folder / "index.json", json.dumps(self.known | self.made if others else self.made))
 
 
 def figure(chart: Chart) -> str:
@@ -113,7 +119,7 @@ def workloads(found: Sequence[Record]) -> list[str]:
     )
 
 
-def _slug(*words: str) -> str:
+def slug(*words: str) -> str:
     return re.sub(r"[^a-z0-9_]+", "-", "-".join(Path(word).stem if word.endswith(".py") else word for word in words).lower()).strip("-")[
         :80
     ]
@@ -137,14 +143,14 @@ def _number(name: str) -> str:
 def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> str:
     """One workload: its table, charts, sentences, and what was not measured, with the reason."""
     own, raw = [row for row in rows if row.workload == name], [r for r in found if r.case["workload"] == name]
-    text = [f'<h2 id="{e(_slug("workload", name))}">{e(tables.title(name))}</h2>']
+    text = [f'<h2 id="{e(slug("workload", name))}">{e(tables.title(name))}</h2>']
     smoke = any(row.tier == "smoke" for row in own)
     text.append(f'<p class="banner">{tables.SMOKE}</p>' if smoke else "")
     files, drawn = [], []
     for group in dict.fromkeys(row.group for row in own):
         case = [row for row in own if row.group == group]
         techniques = list(dict.fromkeys(row.technique for row in case if not row.is_baseline)) or [case[0].technique]
-        file = _slug(name, case[0].phase, *techniques[:3])
+        file = slug(name, case[0].phase, *techniques[:3])
         if len(case) > 1 and not all(map(tables.unrated, case)):
             chart = charts.draw(file, repr(case), plot.comparison, case)
             drawn.append(chart)
@@ -160,7 +166,7 @@ def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[R
             text.append(heading + _table([row for row in own if row.phase == phase]))
         text.append('<p class="note">As CSV: ' + ", ".join(f'<a href="../tables/{e(file)}.csv">{e(file)}</a>' for file in files) + "</p>")
     ladders = ladder.read(own, raw)
-    drawn += [charts.draw(_slug(name, one.base.phase, "ladder"), repr(one), plot.ladder, one) for one in ladders]
+    drawn += [charts.draw(slug(name, one.base.phase, "ladder"), repr(one), plot.ladder, one) for one in ladders]
     drawn += _more_charts(name, own, raw, charts)
     text.append(_gallery(drawn))
     said = [
@@ -206,21 +212,21 @@ def _more_charts(name: str, rows: Sequence[Row], raw: Sequence[Record], charts: 
     if timed:
         last = timed[-1].case["group"]
         best = [r for r in timed if r.case["group"] == last]
-        drawn.append(charts.draw(_slug(name, "phases"), [r.record_id for r in best], plot.phases, best))
+        drawn.append(charts.draw(slug(name, "phases"), [r.record_id for r in best], plot.phases, best))
     if any(r.quality and r.quality.get("curve") for r in raw):
-        drawn.append(charts.draw(_slug(name, "curves"), ids, plot.curves, raw))
+        drawn.append(charts.draw(slug(name, "curves"), ids, plot.curves, raw))
     infer = [row for row in rows if row.phase == "infer"]
     if any(row.quality_value is not None for row in infer):
         margin = next((r.quality["margin"] for r in raw if r.quality), None)
-        drawn.append(charts.draw(_slug(name, "speed-quality"), repr(infer), plot.speed_quality, infer, margin=margin))
+        drawn.append(charts.draw(slug(name, "speed-quality"), repr(infer), plot.speed_quality, infer, margin=margin))
     if len({row.knobs.get("batch") for row in infer if row.latency_ms}) > 1:
-        drawn.append(charts.draw(_slug(name, "latency"), repr(infer), plot.latency, infer))
+        drawn.append(charts.draw(slug(name, "latency"), repr(infer), plot.latency, infer))
     under_load = [load for load in tables_serving.loads(raw) if load.confirmed()]
     if under_load:
-        drawn.append(charts.draw(_slug(name, "load"), ids, plot.load, under_load))
+        drawn.append(charts.draw(slug(name, "load"), ids, plot.load, under_load))
     if sum("accuracy" in load.by_scenario for load in tables_serving.loads(raw)) > 1:
         sizes = [load for load in tables_serving.loads(raw) if "accuracy" in load.by_scenario]
-        drawn.append(charts.draw(_slug(name, "resolution"), ids, plot.resolution, sizes))
+        drawn.append(charts.draw(slug(name, "resolution"), ids, plot.resolution, sizes))
     return drawn
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hpml import compare, plot, report_results, tables
+from hpml import compare, report_charts, report_results, tables
 from hpml.compare import Row
 from hpml.records import Record
 from hpml.report_results import Charts, e
@@ -60,12 +60,12 @@ def summary(
 
 
 def _findings(found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> str:
-    """The figure of what was worth it, then the verdicts as sentences, the largest differences first."""
+    """The five charts, then the verdicts as sentences, the largest differences first."""
     rows = compare.techniques(rows)
     others = [row for row in rows if not row.is_baseline]
+    text = [_five(found, rows, charts)]
     if not others:
-        return "<p>Nothing measured yet.</p>" if not found else "<p>No comparison measured yet.</p>"
-    text = [report_results.figure(charts.draw("worth", repr(others), plot.worth, rows))]
+        text.insert(0, "<p>Nothing measured yet.</p>" if not found else "<p>No comparison measured yet.</p>")
     verdicts = [row for row in others if row.tier != "smoke"]
     lists = {
         "Faster, quality kept": [r for r in verdicts if r.verdict == "faster" and r.quality == "kept"],
@@ -83,6 +83,15 @@ def _findings(found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> s
                 + more
                 + "</ul>"
             )
+    return "".join(text)
+
+
+def _five(found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> str:
+    text = []
+    for number, one in enumerate(report_charts.five(found, rows, charts), 1):
+        text.append(f"<h3>{number} · {e(one.title)}</h3>" + "".join(map(report_results.figure, one.charts)))
+        if not one.charts:
+            text.append(f'<p class="unmeasured"><span>not measured: {e(one.missing)}</span></p>')
     return "".join(text)
 
 

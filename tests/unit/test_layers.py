@@ -8,15 +8,15 @@ PACKAGE = Path(__file__).resolve().parents[2] / "hpml"
 LAYERS = [
     {"env", "knobs", "records", "compare", "agreement", "sittings", "preload", "reader", "turns"},
     {"data", "measure", "ladder", "limits", "queueing", "plot", "plot_look", "plot_machine", "plot_runs", "plot_serving", "plot_soundness",
-     "plot_stack", "plot_summary", "plot_tradeoff", "plot_training", "tables", "tables_int8", "tables_serving", "tables_training",
-     "tables_runs", "nginx", "link"},
+     "plot_stack", "plot_step", "plot_summary", "plot_tradeoff", "plot_training", "tables", "tables_int8", "tables_serving",
+     "tables_training", "tables_runs", "nginx", "link"},
     {"workloads", "engines", "export", "einsum", "pretrained"},
     {"train", "contrast", "work", "distributed", "fit", "infer", "stored", "build", "loading", "pack", "profiling", "quantize",
      "sensitivity", "transfer", "checkpoint", "loadgen", "loadtargets", "loadfacts"},
     {"launch", "cases", "rounds", "study", "results", "check", "serve", "recommend", "configfile", "loadsite", "loadtest", "streams",
      "apps"},
     {"cli", "cli_clip", "runner", "lab", "notebooks", "reference", "report", "report_notebook", "report_page", "report_readme",
-     "report_results", "report_search", "report_summary"},
+     "report_charts", "report_results", "report_search", "report_summary"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -53,14 +53,14 @@ def inside(axes) -> None:
             assert extent.y0 >= box.y0 - 2 and extent.y1 <= box.y1 + 2, f"{word.get_text()!r} is cut above or below"
 
 
-def bars(axes) -> list[tuple[float, float, str]]:
-    """(from, to, colour) of the unhatched bars that have a length."""
+def bars(axes, *, hatched: bool = False) -> list[tuple[float, float, str]]:
+    """(from, to, colour) of the bars that have a length, without the hatched ones or with them."""
     return [
         (b.get_x(), b.get_x() + b.get_width(), to_hex(b.get_facecolor()).upper())
         for c in axes.containers
         if hasattr(c, "patches")
         for b in c.patches
-        if not b.get_hatch() and b.get_width()
+        if (hatched or not b.get_hatch()) and b.get_width()
     ]
 
 
@@ -191,8 +191,35 @@ def test_phases_are_mean_milliseconds(rows):
     shown = texts(axes)
     assert "Backward takes 55 % of a step, forward 30 %, waiting for data 8 % (workers=0)" in shown
     mean = 1e3 * np.mean([v for r in found if r.knobs["workers"] == 0 for v in r.samples["phases"]["wait"]])
-    assert bars(axes)[0][1] == pytest.approx(mean)
+    assert bars(axes, hatched=True)[0][1] == pytest.approx(mean)
     inside(axes)
+
+
+def test_steps_show_the_best_stack_beside_its_baseline(rows):
+    base, best = group(rows, "precision")[:2]
+    own = [[r for r in study() if (r.case["group"], r.case["label"]) == (row.group, row.label)] for row in (base, best)]
+    axes = plot.steps([plot.Pair(base, best, *own)])
+    lengths = [sum(end - start for start, end, _ in bars(axes, hatched=True)[i::2]) for i in (0, 1)]
+    lanes = [c.patches[0] for c in axes.containers]
+    assert max(b.get_x() + b.get_width() for b in lanes[:5]) == pytest.approx(100), "the baseline is 100 %"
+    share = max(b.get_x() + b.get_width() for b in lanes[5:])
+    assert share < 100 and sum(lengths) == pytest.approx(100 + share)
+    shown = texts(axes)
+    assert f"ResNet-50 training is mostly backward; a step of the best stack takes {share:.0f} % of the baseline's time" in shown
+    assert "precision=bf16: wait" in axes.figure.hpml_alt and "noise floor" in shown
+    inside(axes)
+    two = plot.steps([plot.Pair(base, best, *own), plot.Pair(*(dataclasses.replace(row, workload="xlnet") for row in (base, best)), *own)])
+    assert "A step is mostly backward in 2 of 2 workloads" in texts(two) and "XLNet: precision=fp32" in texts(two)
+    inside(two)
+    assert "No phase times" in texts(plot.steps([]))
+
+
+def test_a_title_is_as_wide_as_the_picture_at_most(rows):
+    wide = [dataclasses.replace(row, label=" ".join(["WWWWWW"] * 6), differs_in=()) for row in group(rows, "precision") if row.ratio]
+    axes = plot.worth(wide)
+    inside(axes)
+    left = axes._left_title.get_window_extent()
+    assert left.x0 < 0.03 * axes.figure.bbox.width, "it starts at the edge"
 
 
 def test_curves_show_seeds_and_their_mean():

@@ -29,6 +29,9 @@ def test_a_blessed_run_writes_readme(tmp_path, monkeypatch):
     assert "precision=bf16" in text and "1.80x" in text and "0123456789" in text
     full = report_readme.machine_page(folder, records.read(folder / "records.jsonl"))
     assert "1.80x" in full and "--rounds 6" in full and "](records.jsonl)" in full
+    assert "](charts/worth.png)" in full and "](charts/steps.png)" in full and "## Load\n\nNot measured here: " in full
+    before = {path: path.read_bytes() for path in (folder / "charts").iterdir()}
+    assert {folder / "README.md", page} <= set(report_readme.write(page)) and set(before) <= set((folder / "charts").iterdir())
     page.write_text(text)
     assert report_readme.readme(page) == text, "written again it is the same"
 

@@ -232,6 +232,16 @@ def test_charts_and_tables_are_files_too(site):
     assert {"all.csv", "resnet50-train-precision.csv", "resnet50-infer-engine-3.csv"} <= csvs
 
 
+def test_the_five_charts_open_the_report_and_what_is_missing_is_said(site):
+    page = pages(site)["index.html"]
+    places = [page.text.index(f"{number} · {title}") for number, title in enumerate(
+        ("What is worth it", "The ladder", "Where a step goes", "Speed against quality", "Load"), 1)]
+    assert places == sorted(places) and places[-1] < page.text.index("Faster, quality kept")
+    assert "not measured: no stack was climbed step by step (notebook 27)" in page.text
+    assert "not measured: no service was put under load (notebook 35)" in page.text
+    assert (site.parent / "charts" / "steps.png").is_file()
+
+
 def test_nothing_measured_yet(tmp_path):
     page = Page(report.build(tmp_path))
     assert "Nothing measured yet." in page.text and "No notebook has run yet." in page.text and not page.stack
@@ -267,6 +277,8 @@ def test_a_ladder_has_its_chart_and_words_and_what_is_made_once_its_figures(tmp_
     folder = run_folder(tmp_path, noise() + climbed() + quantized)
     text = html.unescape(report.build(folder).read_text())
     assert (folder / "charts" / "resnet50-train-ladder.png").is_file() and "as the last one 1.49x" in text
+    assert not (folder / "charts" / "resnet50-train-ladder-2.png").exists(), "what opens the report and stands in its section is drawn once"
+    assert text.count("resnet50-train-ladder.png</a>") == 2 and "no stack was climbed" not in text
     assert "ResNet-50 quantization, as it is: quantize 13.0 s, 24.0 MiB; 3 rounds" in text
 
 
