@@ -498,6 +498,36 @@ def serve(
         server.serve(workload, given, host=host, port=port, gallery=gallery, **asked)
 
 
+@app.command("export-triton")
+def export_triton(
+    workload: str,
+    repository: Annotated[Path, typer.Argument(help="Triton's model repository; made where it is absent")],
+    engine: Annotated[str, typer.Option(help="onnxruntime, or its accelerator openvino or tensorrt")] = "onnxruntime",
+    precision: Annotated[str, typer.Option(help="fp32 or int8")] = "fp32",
+    weights: Annotated[str, typer.Option(help="auto (the run's, else published ones, else random), random, trained, pretrained, a file")
+                       ] = "auto",
+    run_id: Annotated[str, typer.Option(help="the run whose trained weights are taken and that keeps the graphs")] = "serve",
+    image: Annotated[int | None, typer.Option(help="side of the model's input in pixels (default: the tier's)")] = None,
+    tier: Annotated[str, typer.Option(help="sizes: smoke, cpu, gpu or full")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda: where Triton runs it")] = "cpu",
+    data: Annotated[str, typer.Option(help="auto, real, standin or one data set by name")] = "auto",
+    streams: Annotated[int, typer.Option(help="instances of the model; 0 = one")] = 0,
+    threads: Annotated[int, typer.Option(help="compute threads of an instance; 0 = all cores")] = 0,
+    max_batch: Annotated[int, typer.Option(help="requests in one model call, at most")] = 8,
+    max_wait_ms: Annotated[float, typer.Option(help="how long the first request of a batch waits for others")] = 2.0,
+    queue: Annotated[int, typer.Option(help="requests that wait, at most; Triton refuses more")] = 64,
+    deadline_ms: Annotated[float, typer.Option(help="Triton refuses what has waited longer")] = 150.0,
+) -> None:
+    """Write a workload's ONNX graph as a model of NVIDIA Triton: configuration, labels, and how to start it."""
+    from hpml.serve import triton
+
+    made = triton.export(workload, repository, engine=engine, precision=precision, tier=tier, image=image, run_id=run_id, weights=weights,
+                         data=data, device=device, settings={"streams": streams, "threads": threads, "max_batch": max_batch,
+                                                             "max_wait_ms": max_wait_ms, "queue": queue, "deadline_ms": deadline_ms})
+    print(f"{made}: {', '.join(sorted(str(path.relative_to(made)) for path in made.rglob('*') if path.is_file()))}")
+    print(f"start it: {triton.START.format(root=repository.resolve())}")
+
+
 @app.command("lab")
 def open_lab(
     port: Annotated[int, typer.Option(help="0 = any free one; a busy one: the next free one")] = 8888,

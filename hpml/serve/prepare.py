@@ -83,12 +83,18 @@ def load(job: dict, workload, *, streams: int, say=print) -> tuple:
     return engine, time.perf_counter() - started
 
 
-def _make(job: dict, say) -> None:
-    """The INT8 graph where one is asked, and the build: each in a child, so that its memory is not the server's."""
+def quantize_once(job: dict, say) -> None:
+    """Leave the INT8 graph in the run where one is asked and none is there: made by a child, so that its memory is not this process's."""
     knobs = job["knobs"]
     if knobs["precision"] == "int8" and not infer.int8_note(job).exists():
         say("no INT8 graph of these weights in this run: quantizing first")
         _child(job, "quantize", {name: knobs[name] for name in defaults("quantize") if name in knobs} | {"device": "cpu"})
+
+
+def _make(job: dict, say) -> None:
+    """The INT8 graph where one is asked, and the build, each by a child."""
+    knobs = job["knobs"]
+    quantize_once(job, say)
     _child(job, "build", {name: knobs[name] for name in defaults("build") if name in knobs})
 
 
