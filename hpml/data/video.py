@@ -160,6 +160,8 @@ def _opened(path: Path, threads: int = 0) -> Iterator[tuple]:
         if not container.streams.video:
             raise HpmlError(f"{path}: no video is in it")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise HpmlError(f"{path}: truncated, or of a codec that this build of FFmpeg has not")
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = threads
         yield container, stream

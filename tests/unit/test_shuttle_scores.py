@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hpml.workloads import _mining as mining
 from hpml.workloads import _pixels as px
 
 # x, y, visible; answers: x, y, logit. Distances: 3 (3, 0), 5 (3, 4), 0, none, none, 4 exactly.
@@ -40,3 +41,15 @@ def test_errors_are_of_visible_frames_only():
     assert found["visibility F1"] == pytest.approx(2 * 3 / (4 + 4))
     nothing = px.scores(ANSWERS[3:5], LABELS[3:5], 1280)
     assert nothing["mean error px"] == 0 and nothing["within 4 px at 1280"] == 0 and nothing["F1"] == 0
+
+
+def test_hard_examples_are_drawn_more_often_and_none_is_forgotten():
+    errors = np.array([0.0, 1.0, 1.0, 2.0])
+    found = mining.chances(errors)
+    assert found.sum() == pytest.approx(1) and found.tolist() == pytest.approx([1 / 8, 1 / 4, 1 / 4, 3 / 8])
+    assert mining.chances(np.full(5, 3.0)).tolist() == pytest.approx([0.2] * 5)
+    assert mining.chances(np.zeros(4)).tolist() == mining.chances(np.full(4, np.nan)).tolist() == [0.25] * 4
+    unknown = mining.chances(np.array([np.nan, 0.0, 2.0]))
+    assert unknown[1] < unknown[0] < unknown[2]
+    one = mining.chances(np.array([1e9, *np.ones(99)]))
+    assert 0.1 < one[0] < 0.2 and one[1:].min() > 0.8 / 100

@@ -1,0 +1,244 @@
+"""Eleven versions of the shuttle localizer, one change each, trained by one stop rule on the rendered court.
+
+    python benchmarks/shuttle_versions.py [--quick] [--only 1,2] [--file FILE] [--table] [--trap]
+
+Each version is trained on the same clips for at most a number of epochs (one-cycle learning rate) and stops when the loss on validation
+clips has not fallen for some epochs; the weights of its least validation loss are tried on test clips that nothing else has seen. One JSON
+file holds a record for each version, TensorBoard the losses of training and validation. Interrupted, it goes on with the next version.
+--quick: the small backbone at 256 pixels, minutes on two cores, one seed: differences between neighbours are then within its noise.
+--trap: instead, the same training twice with noise, once the same for a sample in every epoch and once fresh (notebook 15).
+"""
+
+import argparse
+import copy
+import json
+import os
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.tensorboard import SummaryWriter
+
+from hpml import env, measure, work, workloads
+from hpml.data import frames as reader
+from hpml.data import shuttle
+from hpml.fit import predictor
+from hpml.workloads import _mining, _pixels, _stages
+from hpml.workloads._designs import Design
+from hpml.workloads._localizer import build
+
+NET = workloads.get("shuttle")
+FIRST = Design(stages=1, neck="none", decode="regression", visible=False, augment="none")
+# (name, what changes, the version that it changes, what is set). Mining changes the training alone.
+STEPS = [("pooling", "global pooling and regression", None, {}),
+         ("heat map", "one level's heat map, its largest cell", 1, {"decode": "argmax"}),
+         ("soft-argmax", "the mean of the map's softmax", 2, {"decode": "soft-argmax"}),
+         ("FPN", "a feature pyramid: cells of 8 instead of 32 pixels", 3, {"neck": "fpn"}),
+         ("two stages", "a second network in a crop of full resolution", 4, {"stages": 2}),
+         ("visibility", "a head that may say: not visible", 5, {"visible": True}),
+         ("augmentation", "mirrored frames, light, colour, noise", 6, {"augment": "strong"}),
+         ("V2 backbone", "EfficientNetV2-B0", 7, {"backbone": "tf_efficientnetv2_b0"}),
+         ("BiFPN", "a weighted pyramid, repeated", 8, {"neck": "bifpn"}),
+         ("history", "three preceding frames and their places", 9, {"history": 3}),
+         ("hard mining", "badly answered frames are drawn more often", 10, {})]
+SIZES = {"quick": {"backbone": "test_efficientnet", "image": 256, "train": 480, "test": 120, "batch": 16, "epochs": 8, "patience": 3,
+                   "lr": 0.004},
+         "whole": {"backbone": "efficientnet_b0", "image": 640, "train": 960, "test": 240, "batch": 16, "epochs": 30, "patience": 6,
+                   "lr": 0.002}}
+VALIDATION = 6  # every so many of the training clips
+TIMED = 12  # frames one by one, for frames per second
+QUANTILES = (10, 25, 50, 75, 90, 95, 99)
+
+
+def versions(size: dict, quick: bool) -> list[dict]:
+    """Every version with its design. With --quick the V2 backbone, far larger than the small one, is a step aside: what follows builds
+    on the version before it."""
+    found = []
+    for number, (name, change, after, settings) in enumerate(STEPS, 1):
+        after = 7 if quick and after == 8 else after
+        design = replace(found[after - 1]["design"], **settings) if after else replace(FIRST, backbone=size["backbone"])
+        found.append({"number": number, "name": name, "change": change, "after": after, "design": design, "mining": name == "hard mining"})
+    return found
+
+
+def split(size: dict) -> dict[str, reader.FrameSet]:
+    """Training, validation and test frames as three sets; no clip stands in two of them."""
+    whole = shuttle.open_frames("standin", size["image"], size["train"], size["test"])
+    clips = sorted(set(whole.train_clips))
+    held = set(clips[::VALIDATION])
+
+    def rows(chosen: list[int]) -> reader.FrameSet:
+        parts = {f"test_{what}": tuple(getattr(whole, f"train_{what}")[i] for i in chosen) for what in ("clips", "numbers")}
+        return replace(whole, **parts, test_images=whole.train_images[chosen], test_labels=whole.train_labels[chosen])
+
+    at = {name: [i for i, clip in enumerate(whole.train_clips) if (clip in held) == (name == "validation")] for name in
+          ("train", "validation")}
+    return {name: rows(chosen) for name, chosen in at.items()} | {"test": whole}
+
+
+class Numbered:
+    """A data set whose samples say their number."""
+
+    def __init__(self, samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple:
+        return (*self.samples[index], index)
+
+
+def train(design: Design, size: dict, sets: dict, writer: SummaryWriter, *, mining: bool = False, augment: reader.Augment | None = None,
+          patience: int | None = None) -> tuple:
+    """(model with the weights of its least validation loss, {epochs, curves, seconds, steps})."""
+    torch.manual_seed(0)
+    knobs, patience = {"variant": design}, size["patience"] if patience is None else patience
+    data = _stages.samples(knobs, sets["train"], train=True, part="test")
+    data.augment = augment or data.augment
+    held = DataLoader(_stages.samples(knobs, sets["validation"], train=False, part="test"), batch_size=size["batch"])
+    model, errors = build(design).to(memory_format=torch.channels_last), np.full(len(data), np.nan)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=size["lr"], weight_decay=0.01)
+    steps = len(data) // size["batch"]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=size["lr"], total_steps=steps * size["epochs"] + 1, pct_start=0.3)
+    curves, best, began = {"train": [], "validation": []}, (np.inf, None, 0), time.perf_counter()
+    for epoch in range(1, size["epochs"] + 1):
+        chances = _mining.chances(errors) if mining else np.full(len(data), 1 / len(data))
+        order = WeightedRandomSampler(chances, len(data)) if mining and epoch > 1 else None
+        batches = DataLoader(Numbered(data), batch_size=size["batch"], sampler=order, shuffle=order is None, drop_last=True)
+        model.train()
+        losses = []
+        for frames, truth, numbers in batches:
+            parts = model(frames.to(memory_format=torch.channels_last), truth)
+            loss = parts.sum() / len(truth)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+            errors[numbers.numpy()] = parts[:, 1:].sum(1).detach().numpy()  # of the second stage and of the visibility
+        curves["train"].append(float(np.mean(losses)))
+        curves["validation"].append(validation_loss(model, held))
+        for name, values in curves.items():
+            writer.add_scalar(f"loss/{name}", values[-1], epoch)
+        if curves["validation"][-1] < best[0]:
+            best = curves["validation"][-1], copy.deepcopy(model.state_dict()), epoch
+        print(f"  epoch {epoch}: train {curves['train'][-1]:.3f}, validation {curves['validation'][-1]:.3f}", flush=True)
+        if epoch - best[2] >= patience:
+            break
+    model.load_state_dict(best[1])
+    return model.eval(), {"epochs": len(curves["train"]), "best_epoch": best[2], "steps_per_epoch": steps, "curves": curves,
+                          "train_s": time.perf_counter() - began}
+
+
+def validation_loss(model, batches) -> float:
+    """The mean of a sample's loss, with the same crops in every epoch."""
+    model.eval()
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        losses = [model(frames.to(memory_format=torch.channels_last), truth).sum(1) for frames, truth in batches]
+    return float(torch.cat(losses).mean())
+
+
+def judged(model, design: Design, size: dict, frames: reader.FrameSet) -> dict:
+    """Figures on the test clips: errors and counts (_pixels.scores), quantiles of the error, operations, frames per second in eager."""
+    knobs = {"variant": design, "image": size["image"], "batch": size["batch"], "device": "cpu", "precision": "fp32",
+             "memory_format": "channels_last"}
+    answers = _stages.answers(predictor(model, knobs), knobs, frames)
+    labels, (inputs,) = np.asarray(frames.test_labels), NET.example_inputs(knobs, 1)
+    errors, spent = _pixels.pixel_errors(answers, labels), []
+    with torch.inference_mode():
+        for _ in range(TIMED):
+            started = time.perf_counter()
+            model(inputs.to(memory_format=torch.channels_last))
+            spent.append(time.perf_counter() - started)
+    flops = work.counted_flops(NET, knobs, 1, training=False)
+    return {"scores": _pixels.scores(answers, labels, size["image"]), "n": len(errors), "within 4 px": float((errors <= 4).mean()),
+            "quantiles": {str(q): float(np.percentile(errors, q)) for q in QUANTILES}, "gflop": sum(flops.values()) / 3 / 1e9,
+            "fps": 1 / float(np.median(spent)), "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def table(found: dict) -> str:
+    """One line for each version."""
+    size = found["size"]
+    lines = [f"{found['machine']}, {size['image']} pixels wide, {size['train']} training frames less the validation's, {size['test']} test "
+             f"frames, at most {size['epochs']} epochs, {found['commit'][:9]}",
+             f"{'':2} {'version':<13} {'median':>7} {'mean':>7} {'P95':>7} {'<=4px':>6} {'F1':>6} {'seen F1':>7} {'GFLOP':>6} {'FPS':>6} "
+             f"{'epochs':>6}  what changed"]
+    for one in found["versions"]:
+        s = one["scores"]
+        errors = " ".join(f"{s[f'{name} error px']:>7.1f}" for name in ("median", "mean", "P95"))
+        lines.append(f"{one['number']:>2} {one['name']:<13} {errors} {one['within 4 px']:>6.1%} {s['F1']:>6.1%} {s['visibility F1']:>7.1%} "
+                     f"{one['gflop']:>6.2f} {one['fps']:>6.1f} {one['best_epoch']:>2} of {one['epochs']:<2} {one['change']} "
+                     f"(after {one['after'] or '-'})")
+    hard = {one["name"]: one for one in found["versions"]}
+    if "hard mining" in hard:
+        lines.append("error in pixels before and after mining, by share of the visible frames below it:")
+        lines += [f"  {name:<12} " + ", ".join(f"{q} %: {value:.1f}" for q, value in hard[name]["quantiles"].items())
+                  for name in ("history", "hard mining")]
+    return "\n".join(lines)
+
+
+def trap(size: dict, sets: dict, folder: Path) -> str:
+    """The same few frames, the same noise, frozen for each sample or drawn anew: the losses of both at their last epoch."""
+    design, lines = Design(size["backbone"]), []
+    few = replace(sets["train"], **{f"test_{what}": getattr(sets["train"], f"test_{what}")[:96] for what in
+                                    ("images", "labels", "clips", "numbers")})
+    for name, frozen in (("frozen", True), ("fresh", False)):
+        print(f"{name} noise", flush=True)
+        with SummaryWriter(str(folder / f"trap-{name}")) as writer:
+            _, facts = train(design, {**size, "epochs": 3 * size["epochs"]}, {**sets, "train": few}, writer, patience=10**6,
+                             augment=reader.Augment(mirror=False, gain=0.0, noise=60.0, frozen=frozen))
+        last = {part: values[-1] for part, values in facts["curves"].items()}
+        lines.append(f"{name} noise: training {last['train']:.2f}, validation {last['validation']:.2f} "
+                     f"(least {min(facts['curves']['validation']):.2f} at epoch {facts['best_epoch']} of {facts['epochs']})")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the small backbone and small frames")
+    parser.add_argument("--only", help="numbers of versions, as 1,2,5 (default: all that the file lacks)")
+    parser.add_argument("--file", type=Path, help="the JSON file (default: results/shuttle_versions-<size>.json)")
+    parser.add_argument("--threads", type=int, default=0, help="compute threads; 0 = all cores")
+    parser.add_argument("--table", action="store_true", help="print what the file holds, and train nothing")
+    parser.add_argument("--trap", action="store_true", help="train with frozen and with fresh noise instead")
+    asked = parser.parse_args()
+    name = "quick" if asked.quick else "whole"
+    size, file = SIZES[name], asked.file or env.results_dir() / f"shuttle_versions-{name}.json"
+    logs = env.results_dir() / "tensorboard" / f"shuttle_versions-{name}"
+    measure.set_threads(asked.threads)
+    found = json.loads(file.read_text()) if file.is_file() else {"size": size, "versions": []}
+    if found["size"] != size:
+        raise SystemExit(f"{file} holds versions of another size; give another --file")
+    if not asked.table:
+        sets = split(size)
+        if asked.trap:
+            print(trap(size, sets, logs))
+            return
+        wanted = {int(number) for number in asked.only.split(",")} if asked.only else set(range(1, len(STEPS) + 1))
+        done = {one["number"] for one in found["versions"]}
+        for one in versions(size, asked.quick):
+            if one["number"] not in wanted - done:
+                continue
+            print(f"{one['number']} {one['name']}: {one['change']}", flush=True)
+            with SummaryWriter(str(logs / f"{one['number']:02}-{one['name'].replace(' ', '-')}")) as writer:
+                model, facts = train(one["design"], size, sets, writer, mining=one["mining"])
+            record = {**one, "design": asdict(one["design"]), **facts, **judged(model, one["design"], size, sets["test"]),
+                      "load": os.getloadavg()[0], "threads": torch.get_num_threads()}
+            found |= {"machine": env.machine()["id"], "commit": env.git()["commit"], "torch": torch.__version__,
+                      "data": sets["test"].checksum, "versions": sorted([*found["versions"], record], key=lambda one: one["number"])}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.with_suffix(".part").write_text(json.dumps(found, indent=1))
+            file.with_suffix(".part").replace(file)
+    if not found["versions"]:
+        raise SystemExit(f"{file} holds no version yet")
+    print(table(found))
+    print(f"records: {file}; curves: tensorboard --logdir {logs}")
+
+
+if __name__ == "__main__":
+    main()
