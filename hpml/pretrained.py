@@ -36,6 +36,15 @@ def find(workload: ModuleType) -> Path:
     return path
 
 
+def here(workload: ModuleType) -> bool:
+    """Whether a copy of a workload's published weights is on this machine. Raises HpmlError for a damaged one."""
+    try:
+        find(workload)
+    except Unavailable:
+        return False
+    return True
+
+
 def _in_hub_cache(url: str) -> Path | None:
     """Where transformers or torch hub keeps the file of this address, if another program fetched it. Nothing is asked over the network."""
     if found := re.fullmatch(r"https://huggingface\.co/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", url):

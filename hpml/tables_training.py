@@ -18,6 +18,7 @@ def parts(records: Sequence[Record]) -> str:
     measured = [r for r in records if r.status == "ok" and r.stats and not compare.is_quality_run(r) and r.case["phase"] in KNOB]
     for r in {(r.machine["id"], r.case["key"], r.protocol.get("round")): r for r in measured}.values():  # of a repeated round the last one
         knobs = [name for name in (KNOB[r.case["phase"]], "length") if name in r.knobs]
+        knobs += ["part"] if r.knobs.get("part", "whole") != "whole" else []
         seconds = {"ms": r.stats["center_s"], "first ms": r.cold.get("first_call_s")}
         for key in ("with_copies", "with_preprocessing"):
             seconds[key.replace("_", " ") + " ms"] = r.stats[key]["median"] if key in r.stats else None

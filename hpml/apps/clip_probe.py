@@ -10,7 +10,7 @@ from hpml.env import HpmlError
 if TYPE_CHECKING:
     import numpy as np
 
-STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the classifier: 1 / penalty (scikit-learn's C)
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # of the classifier: 1 / penalty (scikit-learn's C)
 VALIDATION = 0.25  # share of the training frames on which the strength is chosen
 
 
@@ -102,6 +102,19 @@ def studies(embedded: dict, workload, model, knobs: dict, frames) -> list[dict]:
         parts = {part: {"image": seen, "text": spoken[labels], "true": words[labels]} for part, (seen, labels) in embedded.items()}
         found.append(study(key, values, each, parts["train"], parts["test"]))
     return found
+
+
+def recalls(judged: dict[str, dict]) -> str:
+    """The searches of several models as a table with chance beside them; judged: evaluations of the workload by the model's name, of the
+    same frames."""
+    last = next(reversed(judged.values()))
+    names = [name for name in last["details"] if name.startswith("recall@")]
+    rows = {last["metric"]: ([one["value"] for one in judged.values()], last["chance"])}
+    rows |= {name: ([one["details"][name] for one in judged.values()], last["details"][f"chance of {name}"]) for name in sorted(names)}
+    wide = max(map(len, rows)) + 2
+    lines = [" " * wide + "".join(f"{name:>12}" for name in [*judged, "chance"])]
+    lines += [f"{name:<{wide}}" + "".join(f"{value:>12.1%}" for value in [*values, chance]) for name, (values, chance) in rows.items()]
+    return "\n".join(lines)
 
 
 def text(found: list[dict]) -> str:

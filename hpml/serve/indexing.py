@@ -15,7 +15,7 @@ from hpml import env, infer, pretrained, study, workloads
 from hpml.apps import clip_index
 from hpml.apps.clip_index import Index, Picture
 from hpml.data import bpe
-from hpml.env import HpmlError, Unavailable
+from hpml.env import HpmlError
 from hpml.serve import prepare
 from hpml.serve.service import Service, open_service
 from hpml.serve.settings import BadInput, settings_of
@@ -31,11 +31,7 @@ def weights_here(run_id: str, weights: str, *, tier: str, data: str) -> str:
     """`weights` as the knob takes it, "auto" decided: pretrained, else trained. Trained ones are made where the run has none, so that
     every answer means something."""
     if weights == "auto":
-        try:
-            pretrained.find(workloads.get("clip"))
-            weights = "pretrained"
-        except Unavailable:
-            weights = "trained"
+        weights = "pretrained" if pretrained.here(workloads.get("clip")) else "trained"
     if weights == "trained":
         study.trained("clip", tier=tier, data=data, run_id=run_id)
     return weights

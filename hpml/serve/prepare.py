@@ -45,11 +45,7 @@ def plan(workload: str, *, engine: str, precision: str, tier: str, image: int | 
 def _weights(name: str, run_id: str) -> str:
     if (env.run_dir(run_id) / "models" / f"{Path(name).stem}.safetensors").is_file():
         return "trained"
-    try:
-        pretrained.find(workloads.get(name))
-    except Unavailable:
-        return "random"
-    return "pretrained"
+    return "pretrained" if pretrained.here(workloads.get(name)) else "random"
 
 
 def _trained_sizes(name: str, run_id: str) -> dict:
