@@ -46,6 +46,7 @@ class Pair:
 
     @property
     def regression(self) -> bool:
+        """Whether run B is worse here: slower, broken, or of lost quality."""
         return self.verdict in ("slower", "broken") or self.quality == "lost"
 
 
@@ -76,6 +77,7 @@ class Agreement:
 
     @property
     def regressions(self) -> list[Pair]:
+        """The pairs in which run B is worse."""
         return [pair for pair in self.pairs if pair.regression]
 
 

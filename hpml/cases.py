@@ -62,6 +62,7 @@ def use(*, notebook: str | None = None, tier: str = "smoke", workloads: Sequence
 
 
 def check_tier(tier: str) -> None:
+    """Raises HpmlError for a tier that there is not."""
     if tier not in TIERS:
         raise HpmlError(f"unknown tier {tier!r}: choose from {', '.join(TIERS)}")
 

@@ -55,13 +55,16 @@ def run(
     budget: Annotated[str, typer.Option(help="the run ends within this time: 45m, 2h or none")] = "45m",
     data: Annotated[str, typer.Option(help="auto, real, standin or one data set by name")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: what the tier says)")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say which notebooks would run and how long, and do nothing")] = False,
 ) -> None:
-    """Run the study: every notebook, then a report with all tables and charts."""
+    """Run the study: every notebook, then a report with all tables and charts.
+
+    A budget that is short beside the work is a piece of it: --budget 8m, then --resume --run-id NAME --budget 8m, until all is done."""
     from hpml import runner
 
     tier = tier or ("cpu" if env.no_gpu() else "gpu")
     code = runner.run(tier=tier, workloads=_list(workloads), only=_list(only), run_id=run_id, resume=resume,
-                      rounds=rounds, budget_s=seconds(budget), data=data, device=device)
+                      rounds=rounds, budget_s=seconds(budget), data=data, device=device, dry_run=dry_run)
     raise typer.Exit(code)
 
 

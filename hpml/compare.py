@@ -107,6 +107,7 @@ def speed_verdict(logs: Sequence[float], floor: float | None) -> tuple[str, str]
 
 
 def percent(share: float) -> str:
+    """A share as percent, with one digit below ten."""
     return f"{100 * share:.1f} %" if share < 0.0995 else f"{100 * share:.0f} %"
 
 

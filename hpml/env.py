@@ -39,14 +39,17 @@ def root() -> Path:
 
 
 def data_dir() -> Path:
+    """Where data sets are looked for: $HPML_DATA, else `data/`."""
     return Path(os.environ.get("HPML_DATA") or root() / "data").expanduser().resolve()
 
 
 def cache_dir() -> Path:
+    """Where decoded copies of data sets are kept: $HPML_CACHE, else `data/cache/`."""
     return Path(os.environ.get("HPML_CACHE") or root() / "data" / "cache").expanduser().resolve()
 
 
 def results_dir() -> Path:
+    """Where runs are written: $HPML_RESULTS, else `results/`."""
     return Path(os.environ.get("HPML_RESULTS") or root() / "results").expanduser().resolve()
 
 
@@ -63,6 +66,7 @@ def run_dir(run_id: str) -> Path:
 
 
 def now() -> str:
+    """The time in UTC, ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from hpml import checkpoint, distributed
+from hpml import checkpoint, distributed, env
 from hpml import measure as m
 from hpml.data.loader import loader
 from hpml.env import HpmlError
@@ -20,7 +20,6 @@ def fit(job: dict, workload: ModuleType) -> dict:
     so. Among ranks, the first one evaluates and writes.
     """
     import numpy as np
-    from torch.utils.tensorboard import SummaryWriter
 
     from hpml.data import skipped, stored_as, summary
 
@@ -46,7 +45,7 @@ def fit(job: dict, workload: ModuleType) -> dict:
     def save(**more) -> None:
         checkpoint.save(models, name, {**state, **more, **{part: own.state_dict() for part, own in parts.items()}}, keep=knobs["keep"])
 
-    writer = SummaryWriter(str(folder / "tensorboard" / name)) if not here.index else None
+    writer = _curves(folder / "tensorboard" / name) if not here.index else None
     mark, best = m.cpu_mark(), None
     saved = cost_s = 0.0
     for epoch in range(state["epoch"], knobs["epochs"]):
@@ -82,8 +81,9 @@ def fit(job: dict, workload: ModuleType) -> dict:
             continue
         best = judge(predictor(single, knobs), plain, workload, knobs, image_set)
         state["curve"].append([epoch + 1, float(np.mean(losses)), best["value"]])
-        writer.add_scalar("loss/train", float(np.mean(losses)), epoch + 1)
-        writer.add_scalar(f"{best['metric']}/test", best["value"], epoch + 1)
+        if writer:
+            writer.add_scalar("loss/train", float(np.mean(losses)), epoch + 1)
+            writer.add_scalar(f"{best['metric']}/test", best["value"], epoch + 1)
         # A checkpoint of a large net takes seconds: of many short epochs only some are saved, so that it costs at most a sixth.
         started = time.perf_counter()
         if cost_s < 0.1 or started - saved > 5 * cost_s or knobs["interrupt"] == epoch + 1:
@@ -97,7 +97,8 @@ def fit(job: dict, workload: ModuleType) -> dict:
     if here.index:
         return {"samples": samples, "center": "mean", "memory": {"peak_rss_mib": m.peak_rss_mib(), **m.device_memory()}, "actual": actual,
                 "disturbance": distributed.disturbance(mark)}
-    writer.close()
+    if writer:
+        writer.close()
     if best is None:  # the interruption came after the last epoch
         best = judge(predictor(single, knobs), plain, workload, knobs, image_set)
     artefacts = leave(models, name, plain, best)
@@ -112,6 +113,16 @@ def fit(job: dict, workload: ModuleType) -> dict:
                    "classes": list(image_set.classes), "artefacts": artefacts},
         "disturbance": distributed.disturbance(mark),
     }
+
+
+def _curves(folder: Path):
+    """TensorBoard's writer; None on a machine without it: the record has the same curves."""
+    if reason := env.missing("tensorboard"):
+        print(f"no TensorBoard logs: {reason}")
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))
 
 
 def judge(predict, model, workload: ModuleType, knobs: dict, image_set) -> dict:

@@ -51,6 +51,7 @@ class Ladder:
 
     @property
     def full(self) -> Row:
+        """The row of all steps together."""
         return self.steps[-1].row
 
 

@@ -167,6 +167,7 @@ class _Child:
 
 
 def inductor_cache(job: dict) -> Path:
+    """Where torch.compile keeps what the run's children have compiled."""
     return Path(job.get("run_dir", os.devnull), "cache", "inductor")
 
 

@@ -24,7 +24,8 @@ _BEGIN = re.compile(r'^\{"name":"Sample",.*"ph":"b".*\}', re.MULTILINE)
 class Target(Protocol):
     """What answers queries. `send` returns at once and calls `done` exactly once, later or now."""
 
-    def send(self, index: int, done: Done) -> None: ...
+    def send(self, index: int, done: Done) -> None:
+        """Answer the sample at `index`, now or later, by calling `done`."""
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Window:
 
 
 def unavailable() -> str | None:
+    """Why MLPerf LoadGen cannot be used, or None."""
     return missing("mlperf_loadgen") and "MLPerf LoadGen is not installed: pip install 'hpml[serve]' brings it"
 
 

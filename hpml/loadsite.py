@@ -32,6 +32,7 @@ class Site:
 
     @contextlib.contextmanager
     def target(self, *, patient: bool = False) -> Iterator[InProcess | OverHttp]:
+        """A client of the service: in this process, or over HTTP where the site has an address."""
         if self.url is None:
             client = InProcess(self.service, self.payloads, deadline_s=None if patient else self.limit_s, patient=patient)
             self.clients.append(client)
@@ -44,6 +45,7 @@ class Site:
             client.close()
 
     def window(self, scenario: str, seconds: float, *, rate: float | None = None, accuracy: bool = False, seed: int = 0) -> Window:
+        """One window of LoadGen under `scenario`, with the CPU seconds that it took."""
         offline = scenario == "offline"
         with self.target(patient=offline) as target:
             before = self.cpu_s()
@@ -66,6 +68,7 @@ class Site:
 
 
 def tree_cpu_s(pid: int | None) -> float | None:
+    """CPU seconds of a process and its children so far; None where it has gone."""
     import psutil
 
     if pid is None:

@@ -34,6 +34,7 @@ class InProcess:
         self.client_s, self.waits = 0.0, {"decode_s": [], "wait_s": [], "model_s": []}
 
     def send(self, index: int, done: Done) -> None:
+        """See `loadgen.Target`: the bytes of the sample go to the service in this process."""
         began = time.thread_time()
         while True:
             try:
@@ -76,9 +77,11 @@ class OverHttp:
             worker.start()
 
     def send(self, index: int, done: Done) -> None:
+        """See `loadgen.Target`: the sample waits for a connection that is free."""
         self.waiting.put((self.payloads[index % len(self.payloads)], done))
 
     def close(self) -> None:
+        """End the connections and their threads."""
         for _ in self.workers:
             self.waiting.put(None)
         for worker in self.workers:
@@ -134,6 +137,7 @@ def get(url: str, path: str, *, timeout_s: float = 5.0) -> tuple[int, Any]:
 
 
 def free_port() -> int:
+    """A TCP port of loopback that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -30,14 +30,17 @@ class Notebook:
 
     @property
     def name(self) -> str:
+        """File name without its ending."""
         return self.path.stem
 
     @property
     def number(self) -> str:
+        """The two digits that the file name begins with."""
         return self.path.stem[:2]
 
 
 def folder() -> Path:
+    """Where the notebooks lie."""
     return env.root() / "notebooks"
 
 

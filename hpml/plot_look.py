@@ -98,6 +98,7 @@ def engine(knobs: dict) -> str:
 
 
 def colour(name: str) -> str:
+    """The colour of an engine, the same in every chart."""
     return ENGINES.get("eager" if name == "torch" else name, OTHER)
 
 
@@ -108,6 +109,7 @@ def clean(value: object, width: int = 0) -> str:
 
 
 def clean_lines(claim: str) -> str:
+    """Each line of a claim, cleaned."""
     return "\n".join(clean(line) for line in claim.split("\n"))
 
 

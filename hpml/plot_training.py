@@ -12,6 +12,7 @@ LIGHT = "#F3E9A2"  # a boundary's colour: seen on fur and on ground
 
 
 def titled(claim: str, records: Sequence[Record]) -> str:
+    """The claim, after a line that says smoke where a record is of that tier."""
     return f"{tables.SMOKE}\n{claim}" if any(r.case.get("tier") == "smoke" for r in records) else claim
 
 

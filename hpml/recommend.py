@@ -72,8 +72,10 @@ def _entry(rows: list[Row], found: Sequence[Record], source: str, problem: str |
         return _recommended(kept[0], tables.baseline_of(kept[0], rows), found, source)
     verdicts = ", ".join(f"{count} {word}" for word, count in Counter(row.verdict for row in alike).items())
     entry = {"none": f"nothing is shown to be both faster and of kept quality ({verdicts})"}
-    lacking = [f"{tables.settings(row, row.differs_in, ', ')}: {_ratio(row)}, quality {row.quality}" for row in faster[:NEXT]]
-    return entry | ({"faster_only": lacking} if lacking else {})
+    lacking: dict[str, str] = {}  # the same settings may have been measured in several comparisons
+    for row in faster:
+        lacking.setdefault(tables.settings(row, row.differs_in, ", "), f"{_ratio(row)}, quality {row.quality}")
+    return entry | ({"faster_only": [f"{knobs}: {why}" for knobs, why in lacking.items()][:NEXT]} if lacking else {})
 
 
 def _ratio(row: Row) -> str:
@@ -131,13 +133,14 @@ def of_reference(folder: Path) -> dict:
     return _file({folder.name: (found, choose(found, source=_place(folder)))}, folder.name)
 
 
-def of_run(run_dir: Path) -> dict:
-    """The file of a run: its machine, then each reference machine. What the run did not measure on one of these is the reference's."""
+def of_run(run_dir: Path, *, references: bool = True) -> dict:
+    """The file of a run: its machine, then each reference machine. What the run did not measure on one of these is the reference's.
+    Without `references`, what the run alone has shown."""
     found = records.read(run_dir / "records.jsonl")
     here = (found[-1].machine if found else env.machine())["id"]
     own = [r for r in found if r.machine.get("id") == here]
     machines = {here: (own, choose(own, source=f"run {run_dir.name}"))}
-    for path in sorted(env.reference_dir().glob("*/records.jsonl")):
+    for path in sorted(env.reference_dir().glob("*/records.jsonl")) if references else ():
         known = records.read(path)
         chosen = choose(known, source=_place(path.parent))
         if path.parent.name != here:
@@ -183,6 +186,43 @@ def write(run_dir: Path) -> list[str]:
     return [*summary(content), f"recommendations: {path}"]
 
 
+def markdown(content: dict) -> str:
+    """The file as Markdown, machine by machine: a table of what is recommended and what that costs, then what is not, and why."""
+    parts = []
+    for machine, part in content["machines"].items():
+        entries = [(f"{tables.title(name)} {tables.PHASES[phase]}", entry) for name, phases in part["workloads"].items()
+                   for phase, entry in phases.items()]
+        parts.append(f"**{machine}**")
+        if rows := [_cells(what, entry) for what, entry in entries if "knobs" in entry]:
+            titles = ("workload", "recommended", "instead of", "at", "ratio", "quality", "peak MiB", "ready after s", "from")
+            parts.append("\n".join(["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles),
+                                    *("| " + " | ".join(map(tables.escape, cells)) + " |" for cells in rows)]))
+        lines = [f"No recommendation for {what}: {entry['none']}." + (
+            f" Faster, but: {'; '.join(entry['faster_only'])}." if "faster_only" in entry else "")
+            for what, entry in entries if "none" in entry and not entry["none"].startswith(MISSING)]
+        if missing := [what for what, entry in entries if entry.get("none", "").startswith(MISSING)]:
+            lines.append(f"No recommendation, not measured here: {', '.join(missing)}.")
+        parts.append("\n".join(f"- {tables.escape(line)}" for line in lines))
+    return "\n\n".join(filter(None, parts))
+
+
+def _cells(what: str, entry: dict) -> tuple[str, ...]:
+    """One recommendation as cells. Ready after: loading and the first call; an INT8 graph is made once before."""
+    cost, at, (low, high) = entry["trade_off"], entry["measured_at"], entry["interval"]
+    waits = [cost[name] for name in ("load_s", "first_call_s") if name in cost]
+    ready = [tables.figure(sum(one[side] or 0.0 for one in waits)) for side in ("here", "instead_of")]
+    made = f" (INT8 graph: {tables.figure(cost['quantize_s'])} once)" if "quantize_s" in cost else ""
+    return (what, _settings(entry["knobs"]), _settings(entry["instead_of"]),
+            ", ".join(f"{name} {at[name]}" for name in ("batch", "image", "length") if name in at),
+            f"{entry['ratio']:.2f}x [{low:.2f}, {high:.2f}]" + (f"; {entry['warning']}" if "warning" in entry else ""), cost["quality"],
+            " / ".join(f"{cost['memory_mib'][side]:,}" for side in ("here", "instead_of")) if "memory_mib" in cost else "",
+            " / ".join(ready) + made, f"{(entry['notebook'] or '')[:2]}, {len(entry['records'])} records")
+
+
+def _settings(knobs: dict) -> str:
+    return ", ".join(f"{name}={value}" for name, value in knobs.items())
+
+
 def summary(content: dict) -> list[str]:
     """Each recommendation of the file in one line, machine by machine; what was not measured at all is counted."""
     lines = []
@@ -192,9 +232,8 @@ def summary(content: dict) -> list[str]:
             for phase, entry in phases.items():
                 what = f"{tables.title(name)} {tables.PHASES[phase]}"
                 if "knobs" in entry:
-                    turned = ", ".join(f"{knob}={value}" for knob, value in entry["knobs"].items())
                     low, high = entry["interval"]
-                    lines.append(f"{machine}: {what}: {turned} ({entry['ratio']:.2f}x [{low:.2f}, {high:.2f}], "
+                    lines.append(f"{machine}: {what}: {_settings(entry['knobs'])} ({entry['ratio']:.2f}x [{low:.2f}, {high:.2f}], "
                                  f"quality {entry['trade_off']['quality']})")
                 elif entry["none"].startswith(MISSING):
                     missing.append(what)

@@ -17,6 +17,7 @@ PLOTS = ("compare.py", "ladder.py", "tables.py", "plot*.py")  # sources whose ch
 
 
 def e(value: object) -> str:
+    """Text as itself inside HTML."""
     return html.escape(str(value))
 
 
@@ -37,10 +38,12 @@ def write(path: Path, text: str) -> None:
 
 
 def digest(*parts: object) -> str:
+    """A short hash of anything: what changes it changes the picture or page made from it."""
     return hashlib.sha256(b"".join(part if isinstance(part, bytes) else repr(part).encode() for part in parts)).hexdigest()[:16]
 
 
 def sources(*patterns: str) -> bytes:
+    """The source text of the library's files that match."""
     package = Path(__file__).parent
     return b"".join(path.read_bytes() for pattern in patterns for path in sorted(package.glob(pattern)) if path.is_file())
 
@@ -98,6 +101,7 @@ class Charts:
 
 
 def figure(chart: Chart) -> str:
+    """A chart inside the page, with its text, or the reason why there is none."""
     if chart.path is None:
         return f'<p class="note">{e(chart.name)}: {e(chart.alt)}</p>'
     data = base64.b64encode(chart.path.read_bytes()).decode()
@@ -114,12 +118,14 @@ def _gallery(charts: Iterable[Chart]) -> str:
 
 
 def workloads(found: Sequence[Record]) -> list[str]:
+    """The workloads that have records, in the order of measuring."""
     return list(
         dict.fromkeys(r.case["workload"] for r in found if r.case["phase"] != "limit" and r.case.get("technique") != compare.NOISE)
     )
 
 
 def slug(*words: str) -> str:
+    """Words as the name of a file or anchor: lower case, 80 characters at most."""
     return re.sub(r"[^a-z0-9_]+", "-", "-".join(Path(word).stem if word.endswith(".py") else word for word in words).lower()).strip("-")[
         :80
     ]

@@ -20,12 +20,14 @@ def _facts(pairs: dict[str, object]) -> str:
 
 
 def seconds(value: object) -> str:
+    """A time in seconds or minutes, as a reader says it."""
     if not isinstance(value, int | float):
         return ""
     return f"{value / 60:.1f} min" if value >= 120 else f"{tables.figure(value)} s"
 
 
 def status_mark(one: dict) -> str:
+    """A notebook's status with its mark, as HTML."""
     word = str(one.get("status") or "no status")
     known = word if word in MARKS else ""
     return f'<span class="status {known}">{MARKS.get(word, "")} {e(word)}</span>'
@@ -157,6 +159,7 @@ def _result_facts(found: Sequence[Record], rows: Sequence[Row]) -> dict:
 
 
 def notebook_list(notebooks: Sequence[dict]) -> str:
+    """The run's notebooks with question, status and time, as HTML."""
     if not notebooks:
         return '<h2 id="notebooks">Notebooks</h2><p>No notebook has run yet.</p>'
     lines = []

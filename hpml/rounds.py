@@ -3,8 +3,9 @@
 import dataclasses
 import os
 import random
+import statistics
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,12 +29,14 @@ class Plan:
     code: str
     weights: list[tuple[str | None, str | None]]  # path and sha256
     seconds: dict[str, float] = field(default_factory=dict)
+    typical_s: float = 0.0  # what such a case took in this run so far
     unprepared: dict[int, tuple[str, str]] = field(default_factory=dict)  # status and reason of a build or INT8 graph that a case lacks
 
 
 def measure(plan: Plan, least: int, done: dict, store: Path, known: list[Record], *, adaptive: bool, fresh: bool) -> None:
     """Breadth first: a round of everything, then the next, `least` of them and into `store`; `done` holds what is there already, by key
     and round. `adaptive`: what is still undecided then goes on, up to 6 rounds, with its baseline. `known` are the run's records."""
+    plan.typical_s = _typical_s(plan.cases[0], known)
     known_limits, noise = _limits(known), [r for r in known if r.case["technique"] == compare.NOISE]
     # A whole training or a pass over the test images has no pairs by rounds: made once in a run, it serves every comparison.
     twins = {} if fresh else {(r.case["key"], r.protocol["round"]): r for r in known if r.status == "ok" and compare.is_quality_run(r)}
@@ -65,8 +68,16 @@ def measure(plan: Plan, least: int, done: dict, store: Path, known: list[Record]
                 _say(record, number, least)
                 if record.status != "ok":
                     lost.add(record.case["key"])
-        if len(lost) == len(plan.keys):
+        if len(lost) == len(plan.keys) or (half_the_batch(plan.cases) and ran_out(r for own in found.values() for r in own)):
             break
+
+
+def _typical_s(one: Case, known: list[Record]) -> float:
+    """Seconds that a case of this workload and phase took so far, the median of the run's records; 0 where there is none."""
+    took = [r.protocol["took_s"] for r in known if r.status == "ok" and r.protocol.get("took_s")
+            and (r.case["workload"], r.case["phase"], r.case["tier"], r.knobs.get("device")) ==
+            (one.workload, one.phase, one.tier, one.knobs.get("device")) and compare.is_quality_run(r) == compare.is_quality_run(one)]
+    return statistics.median(took) if took else 0.0
 
 
 def _groups(plan: Plan, waiting: list[int], twins: Container, number: int) -> list[list[int]]:
@@ -99,6 +110,26 @@ def _measured_again_if_busy(plan: Plan, group: list[int], number: int, order: li
         records.append(store, first)
         found[first.case["key"]].append(first)
     return [second for first, second in zip(made, again, strict=True) if second.status == "ok" or first.status != "ok"]
+
+
+def half_the_batch(cases: Sequence[Case]) -> list[Case]:
+    """The comparison with half as many samples on the device at a time, where its tier's batches are made for a large GPU; [] where that
+    is no way out.
+
+    A whole training keeps its batch, in twice as many micro-batches. Where the batch is what is compared, running out is the result.
+    """
+    batches = {c.knobs.get("batch") or 1 for c in cases}
+    if cases[0].tier not in ("gpu", "full") or cases[0].phase not in ("train", "infer", "profile") or len(batches) > 1:
+        return []
+    if any(c.knobs["batch"] < 2 * c.knobs.get("accum_steps", 1) for c in cases):
+        return []
+    less = [{"accum_steps": 2 * c.knobs["accum_steps"]} if c.knobs.get("epochs") else {"batch": c.knobs["batch"] // 2} for c in cases]
+    return [dataclasses.replace(c, knobs={**c.knobs, **own}) for c, own in zip(cases, less, strict=True)]
+
+
+def ran_out(found: Iterable[Record]) -> bool:
+    """Whether a case's last record says that memory was not enough."""
+    return "oom" in {r.case["key"]: r.status for r in found}.values()
 
 
 def needs_floor(cases: Sequence[Case]) -> bool:
@@ -158,7 +189,7 @@ def launch_together(plan: Plan, group: list[int], number: int, order: list[int],
         path, digest = plan.weights[index]
         without = plan.unprepared.get(index)
         if not without:
-            expected += plan.seconds.get(key) or max(plan.seconds.values(), default=0.0)
+            expected += plan.seconds.get(key) or max(plan.seconds.values(), default=plan.typical_s)
             if left is not None and left < max(expected, 1.0):
                 without = "skipped", f"{OUT_OF_TIME}: no time was left"
         if without:
@@ -172,7 +203,7 @@ def launch_together(plan: Plan, group: list[int], number: int, order: list[int],
         asked[index] = (job, log, timeout_s)
     answers = launch.side_by_side(list(asked.values()), left_s=left)
     for (index, (job, log, _)), fields in zip(asked.items(), answers, strict=True):
-        plan.seconds[plan.keys[index]] = fields.pop("own_s")
+        plan.seconds[plan.keys[index]] = job["protocol"]["took_s"] = fields.pop("own_s")
         if fields["status"] == "timeout" and left is not None and _seconds_left() <= 0:
             fields |= {"status": "skipped", "reason": f"{OUT_OF_TIME}: stopped when the time was up"}
         made[index] = _record(fields, shared[index], job["protocol"], log.relative_to(folder), known_limits, plan.weights[index][1])

@@ -17,14 +17,15 @@ from hpml.workloads import get as get_workload
 GRACE_S = 20  # kernels, papermill and the report need this beyond the cases themselves
 LADDER = ["resnet50"]  # who climbs the ladder where nobody is named: one workload fits the default budget with full rounds
 FLOOR_S = 15  # a notebook that would get less than this is left out
+PIECES = 0.5  # a budget below this part of what is left to do is a piece: notebooks one after another, not a little of each
 
 
 def run(*, tier: str, workloads: list[str] | None, only: list[str] | None, run_id: str | None, resume: bool, rounds: int | None,
-        budget_s: float | None, data: str, device: str | None) -> int:
+        budget_s: float | None, data: str, device: str | None, dry_run: bool = False) -> int:
     """Run the chosen notebooks into results/runs/<run_id>; returns the exit code (0, or 1 when a notebook failed).
 
     Without `workloads` the ladder is climbed by LADDER, and every workload's own notebook runs. Everything is checked before anything
-    runs: raises HpmlError for an unknown tier, workload, notebook, device or run.
+    runs: raises HpmlError for an unknown tier, workload, notebook, device or run. A dry run says what would be done, and does nothing.
     """
     workloads = [canonical(name) for name in workloads or []]  # the kernels have another working folder
     books = _about(notebooks.chosen(only), workloads, only, data)
@@ -42,10 +43,14 @@ def run(*, tier: str, workloads: list[str] | None, only: list[str] | None, run_i
     parameters = {"tier": tier, "workloads": workloads, "device": device, "data": data, "run_id": run_id}
     for book in books:
         check_parameters(book, parameters)
+    if dry_run:
+        _announce(books, tier, workloads, budget_s, folder, status)
+        print("nothing was run")
+        return 0
     started = time.time()
     deadline = started + budget_s if budget_s else None
     status |= {"tier": tier, "started": env.now(), "ended": None, "budget_s": budget_s, "machine": env.machine()}
-    _announce(books, tier, workloads, budget_s, folder)
+    _announce(books, tier, workloads, budget_s, folder, status)
     os.environ["HPML_RUN_ID"] = run_id
     if rounds:
         os.environ["HPML_ROUNDS"] = str(rounds)
@@ -105,14 +110,34 @@ def _own(book: Notebook, workloads: list[str]) -> list[str]:
     return [book.workload] if book.workload else workloads
 
 
-def _announce(books: list[Notebook], tier: str, workloads: list[str], budget_s: float | None, folder: Path) -> None:
-    estimate = sum(_minutes(book, tier, workloads) for book in books)
-    budget = f"budget {budget_s / 60:.0f} minutes" if budget_s else "no budget"
-    print(f"run {folder.name}: {len(books)} notebooks, tier {tier}, about {estimate:.0f} minutes on two cores, {budget}")
+def _announce(books: list[Notebook], tier: str, workloads: list[str], budget_s: float | None, folder: Path, status: dict) -> None:
+    left = _left(books, status)
+    estimate = sum(_minutes(book, tier, workloads) for book in left)
+    budget = f"budget {budget_s / 60:.3g} minutes" if budget_s else "no budget"
+    where = "one GPU (an estimate)" if tier in ("gpu", "full") else "two cores"
+    print(f"run {folder.name}: {len(books)} notebooks, tier {tier}, about {estimate:.3g} minutes on {where}, {budget}")
+    ends, spent = None, 0.0
+    if _in_pieces(left, tier, workloads, budget_s):
+        ends = (budget_s - GRACE_S) / 60
+        print(f"in pieces: notebook after notebook until the time is up; the same options with --resume --run-id {folder.name} go on")
     for book in books:
-        print(f"  {book.name:<28} about {_minutes(book, tier, workloads):4.1f} min  {book.question}")
+        minutes = _minutes(book, tier, workloads)
+        fits = "" if book in left else "done already"
+        if book in left and ends is not None:
+            fits = "" if spent + minutes <= ends else "in part" if spent < ends else "a later piece"
+            spent += minutes
+        print(f"  {book.name:<28} about {minutes:4.1f} min  {book.question}" + (f"  [{fits}]" if fits else ""))
     for line in env.warnings():
         print(f"warning: {line}")
+
+
+def _left(books: list[Notebook], status: dict) -> list[Notebook]:
+    return [book for book in books if status["notebooks"].get(book.name, {}).get("status") != "ok"]
+
+
+def _in_pieces(left: list[Notebook], tier: str, workloads: list[str], budget_s: float | None) -> bool:
+    """Whether the budget is so small a part of what is left that a share for each notebook would finish none."""
+    return budget_s is not None and budget_s / 60 < PIECES * sum(_minutes(book, tier, workloads) for book in left)
 
 
 def _minutes(book: Notebook, tier: str, workloads: list[str]) -> float:
@@ -120,7 +145,9 @@ def _minutes(book: Notebook, tier: str, workloads: list[str]) -> float:
 
 
 def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, deadline: float | None) -> None:
-    """Each notebook gets its share of what is left; a quick one leaves more to the others."""
+    """Each notebook gets its share of what is left; a quick one leaves more to the others. In pieces, it gets all that is left."""
+    tier, workloads = parameters["tier"], parameters["workloads"]
+    pieces = _in_pieces(_left(books, status), tier, workloads, status["budget_s"])
     shown: set[str] = set()
     for position, book in enumerate(books):
         before = status["notebooks"].get(book.name, {})
@@ -129,8 +156,8 @@ def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, de
             continue
         share_s = None
         if deadline:
-            weights = [_minutes(other, parameters["tier"], parameters["workloads"]) for other in books[position:]]
-            share_s = (deadline - time.time() - GRACE_S) * weights[0] / max(sum(weights), 1e-9)
+            weights = [_minutes(other, tier, workloads) for other in _left(books[position:], status)]
+            share_s = (deadline - time.time() - GRACE_S) * (1.0 if pieces else weights[0] / max(sum(weights), 1e-9))
         entry = {"name": book.name, "title": book.title, "question": book.question, "reason": None, "seconds": 0.0}
         if share_s is not None and share_s < min(FLOOR_S, 60 * weights[0]):
             status["notebooks"][book.name] = {**entry, "status": "skipped", "reason": "budget: no time was left"}

@@ -68,6 +68,7 @@ def note(path: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
+    """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

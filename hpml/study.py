@@ -16,7 +16,17 @@ from hpml.env import BudgetSpent, HpmlError, Unavailable
 from hpml.knobs import KNOBS, defaults
 from hpml.records import PROTOCOL_VERSION, Record
 from hpml.results import Results
-from hpml.rounds import COMPILE_LIMIT_S, OUT_OF_TIME, Plan, launch_together, measure, needs_floor, of_this_machine
+from hpml.rounds import (
+    COMPILE_LIMIT_S,
+    OUT_OF_TIME,
+    Plan,
+    half_the_batch,
+    launch_together,
+    measure,
+    needs_floor,
+    of_this_machine,
+    ran_out,
+)
 
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
 MEASURING = ("measure.py", "train.py", "contrast.py", "distributed.py", "fit.py", "checkpoint.py", "infer.py", "quantize.py", "loading.py",
@@ -29,9 +39,10 @@ def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None
     """Measure the cases in interleaved rounds, each in a fresh process, and return their results.
 
     A case that was measured before in this run under the same protocol, code, data and machine is loaded, and said; `fresh=True`
-    measures again. Without `rounds`, the tier's number of rounds is taken and, while a verdict is undecided, up to 6. The first case
-    is the baseline of the others. Interrupting keeps what is finished. Raises HpmlError for an empty list or unlike workloads,
-    and BudgetSpent where a case has no figure because the run's time was up: nothing could be said of it.
+    measures again. Without `rounds`, the tier's number of rounds is taken and, while a verdict is undecided, up to 6. A comparison
+    whose batch does not fit a GPU's memory is measured at half of it. The first case is the baseline of the others. Interrupting keeps
+    what is finished. Raises HpmlError for an empty list or unlike workloads, and BudgetSpent where a case has no figure because the
+    run's time was up: nothing could be said of it.
     """
     cases = [cases] if isinstance(cases, Case) else list(cases)
     if not cases:
@@ -63,6 +74,10 @@ def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None
     if cut:
         missing = len({r.case["key"] for r in cut})
         raise BudgetSpent(f"{cut[0].reason}; {missing} of {len(cases)} cases have no figure yet, --resume goes on from here")
+    if (smaller := half_the_batch(cases)) and ran_out(own):
+        fewer = "accum_steps" if smaller[0].knobs["batch"] == cases[0].knobs["batch"] else "batch"
+        print(f"out of memory at batch {cases[0].knobs['batch']}: the whole comparison is measured with {fewer}={smaller[0].knobs[fewer]}")
+        return run(smaller, fresh=fresh, rounds=rounds, run_id=run_id)
     return Results(own, known)
 
 

@@ -50,6 +50,7 @@ def si(value: float, unit: str) -> str:
 
 
 def ratio(value: float | None) -> str:
+    """ "1.80x", "" for None."""
     return "" if value is None else f"{value:.2f}x"
 
 

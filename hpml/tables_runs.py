@@ -59,6 +59,7 @@ def _table(pairs: list[Pair]) -> list[str]:
 
 
 def one_sided(found: Agreement) -> list[str]:
+    """What only one of the two runs has, in a line for each kind."""
     lines = []
     for word in ONE_SIDED:
         own = [f"{name(pair)}{pair.text.removeprefix(word).replace('; ', ': ')}" for pair in found.pairs if pair.verdict == word]

@@ -26,11 +26,13 @@ class Load:
 
     @property
     def name(self) -> str:
+        """Workload, precision, engine, input and transport in words."""
         return f"{title(self.workload)} {self.knobs['precision']} in {self.knobs['engine']}, {self.knobs['image']} px, " \
                f"{TRANSPORTS[self.knobs['transport']]}"
 
     @property
     def tier(self) -> str:
+        """The tier that all scenarios were measured at."""
         return next(iter(self.by_scenario.values())).case["tier"]
 
     def serving(self, scenario: str) -> dict | None:
@@ -62,6 +64,7 @@ class Load:
         return serving["per_s"] / self.bound[1] if serving and self.bound and self.bound[1] else None
 
     def per_core(self, scenario: str) -> float | None:
+        """Queries/s of a scenario by core; None where it was not measured."""
         serving = self.serving(scenario)
         return serving and serving["per_s"] / serving["cores"]
 
@@ -93,6 +96,7 @@ def loads(records: Iterable[Record]) -> list[Load]:
 
 
 def ms(seconds: float | None) -> str:
+    """Seconds as milliseconds, three digits."""
     return figure(seconds and 1e3 * seconds, "ms")
 
 

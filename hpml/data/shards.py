@@ -50,10 +50,12 @@ class Index:
 
     @property
     def bytes(self) -> int:
+        """Bytes of all shards."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
     def samples(self) -> int:
+        """Samples in all shards."""
         return sum(shard.samples for shard in self.shards)
 
 

@@ -31,12 +31,14 @@ class Texts(PickledByPath, Sequence):
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Texts:
+        """Texts that hold these strings."""
         import numpy as np
 
         raw = [text.encode() for text in texts]
         return cls(np.frombuffer(b"".join(raw), np.uint8), np.cumsum([0, *map(len, raw)], dtype=np.int64))
 
     def at(self, index: np.ndarray) -> Texts:
+        """A view of those with these numbers; the bytes are shared."""
         return Texts(self.data, self.offsets, index if self.index is None else self.index[index])
 
 

@@ -98,6 +98,7 @@ class Watch:
         return hmac.compare_digest(given, self.api_key.encode())
 
     def stages(self, answer: Answer) -> None:
+        """Count the seconds of an answer by stage: decode, wait, model."""
         for stage in ("decode", "wait", "model"):
             self.stage.labels(stage).observe(getattr(answer, f"{stage}_s"))
 

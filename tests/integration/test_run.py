@@ -91,6 +91,49 @@ def test_the_budget_is_kept_and_what_was_left_out_is_said(tmp_path):
     assert all("budget" in r.reason for r in skipped)
 
 
+ABSENT = ("openvino", "nncf", "webdataset", "onnxruntime", "tensorrt", "sklearn", "torchmetrics", "sentencepiece", "tensorboard", "rich",
+          "latex2mathml", "fastapi", "uvicorn", "prometheus_client", "multipart", "mlperf_loadgen", "av")
+
+
+def test_the_gpu_tier_in_pieces_on_a_bare_machine(tmp_path):
+    """The whole path without a GPU: each piece ends within its time and leaves valid records, the next one goes on, and what a machine
+    with little more than torch lacks is a reason in a record."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "sitecustomize.py").write_text(f"""import importlib.machinery as m
+find = m.PathFinder.find_spec
+m.PathFinder.find_spec = classmethod(lambda cls, name, *more: None if name.split(".")[0] in {ABSENT} else find(name, *more))
+""")
+    command = [*COMMAND[:3], "run", "--tier", "gpu", "--device", "cpu", "--workloads", str(ROOT / "tests" / "tiny.py"), "--only", "22,31",
+               "--run-id", "pieces", "--rounds", "1"]
+    settings = {**os.environ, "HPML_RESULTS": str(tmp_path), "PYTHONPATH": f"{bare}{os.pathsep}{ROOT}"}
+
+    def piece(*words: str) -> str:
+        started = time.monotonic()
+        done = subprocess.run([*command, *words], env=settings, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert time.monotonic() - started < 60 + 150, "the piece's time, and room for a busy machine's kernels and report"
+        return done.stdout
+
+    planned = piece("--budget", "60s", "--dry-run")
+    assert "in pieces" in planned and "22_pinned_memory" in planned and "a later piece" in planned and "nothing was run" in planned
+    assert not (tmp_path / "runs").exists()
+    store, before = tmp_path / "runs" / "pieces" / "records.jsonl", []
+    for number in range(8):
+        piece("--budget", "60s", *(["--resume"] if number else []))
+        after = records.read(store)
+        assert [r.record_id for r in after[:len(before)]] == [r.record_id for r in before], "nothing recorded is lost"
+        before = after
+        states = {n["name"]: n for n in json.loads((store.parent / "status.json").read_text())["notebooks"]}
+        if all(n["status"] == "ok" for n in states.values()):
+            break
+        assert all(n["status"] == "ok" or "budget" in n["reason"] for n in states.values())
+    assert len(states) == 2 and {n["status"] for n in states.values()} == {"ok"}
+    measured = Counter((r.case["key"], r.case["group"], r.protocol["round"]) for r in after if r.status == "ok")
+    assert max(measured.values()) == 1 and {r.case["tier"] for r in after} == {"gpu"}
+    assert any(r.status == "unsupported" and "onnxruntime is not installed" in r.reason for r in after)
+
+
 def test_what_a_reader_types_works_word_for_word(tmp_path):
     """The lines of README.md's first code block, in a folder of their own, one round each."""
     text = (ROOT / "README.md").read_text()

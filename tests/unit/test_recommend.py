@@ -79,6 +79,15 @@ def test_every_workload_of_the_course_stands_in_the_file():
     assert set(chosen) == set(workloads.names()) and all(set(phases) == {"train", "infer"} for phases in chosen.values())
 
 
+def test_the_page_says_what_is_recommended_what_it_costs_and_what_is_missing(run):
+    page = recommend.markdown(recommend.of_run(run))
+    rows = [line for line in page.splitlines() if "| precision=bf16 | precision=fp32 |" in line]
+    assert len(rows) == 2, "this machine and the reference"
+    assert "1,234 / 1,234" in rows[0] and "kept (+0.0 points" in rows[0] and "14 records" in rows[0]
+    assert page.count("not measured here: CLIP training") == 2
+    assert MACHINE["id"] not in recommend.markdown(recommend.of_run(run, references=False))
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run on this machine whose training has a recommendation, beside a reference of another machine."""

@@ -214,6 +214,24 @@ def test_a_whole_training_is_not_timed_out(monkeypatch):
     assert hpml.run(hpml.case(TINY, fit=True)).records[0].status == "ok"
 
 
+def test_what_does_not_fit_a_gpu_is_measured_at_half_the_batch_and_a_swept_batch_is_not(tmp_path, capsys):
+    small = tmp_path / "small.py"
+    small.write_text(Path(TINY).read_text().replace("def loss(outputs, targets):", """def loss(outputs, targets):
+    if len(targets) > 4:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+"""))
+    found = hpml.run(hpml.case(str(small), tier="gpu", device="cpu").sweep(memory_format=["contiguous", "channels_last"]), rounds=2)
+    assert {(r.knobs["batch"], r.protocol["round"]) for r in found.records} == {(4, 0), (4, 1)}
+    assert {r.status for r in found.records} == {"ok"}
+    lost = [r for r in stored() if r.status == "oom" and r.case["technique"] != compare.NOISE]
+    assert {(r.knobs["batch"], r.protocol["round"]) for r in lost} == {(16, 0), (8, 0)}, "no second round of what cannot fit"
+    assert "at batch 16: the whole comparison is measured with batch=8" in capsys.readouterr().out
+    swept = hpml.run(hpml.case(str(small), tier="gpu", device="cpu").sweep(batch=[4, 8]), rounds=1).records
+    assert {r.knobs["batch"]: r.status for r in swept} == {4: "ok", 8: "oom"}, "here running out is the result"
+    whole = rounds.half_the_batch([hpml.case(TINY, tier="gpu", fit=True, device="cpu")])[0].knobs
+    assert (whole["batch"], whole["accum_steps"]) == (16, 2), "the optimizer's step stays the same"
+
+
 def test_an_interrupted_cell_keeps_the_finished_cases(monkeypatch):
     real, calls = rounds.launch.side_by_side, []
 
