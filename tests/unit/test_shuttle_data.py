@@ -277,36 +277,13 @@ def test_place_and_frame_are_mirrored_together():
         frames.FrameDataset(images, np.zeros((1, 2), np.float32), train=False)
 
 
-def test_the_court_is_deterministic_and_its_places_do_not_depend_on_the_width():
-    images, labels = court.render(13, width=128, seed=0)
-    again, same = court.render(7, width=128, seed=0)
-    assert np.array_equal(images[:7], again) and np.array_equal(labels[:7], same) and images.shape == (13, 72, 128, 3)
-    assert not np.array_equal(labels, court.render(13, width=128, seed=0, stream=1)[1])
-    large = court.render(6, width=256, seed=0)[1]
-    assert np.allclose(large[:, :2], 2 * labels[:6, :2], atol=1e-3) and (labels[:, 2] <= 1).all()
-
-
-def test_the_label_is_where_the_shuttle_is_to_a_fraction_of_a_pixel():
-    errors = []
-    for seed in range(12):
-        scene = court.Scene(np.random.default_rng(seed), 640, court.grain_of(640, 0))
-        with_it, (x, y, visible) = scene.frame(2)
-        change = np.abs(with_it.astype(float) - scene.frame(2, shuttle=False)[0]).sum(2)
-        if not visible or not 8 < x < 632 or not 8 < y < 352:
-            continue
-        rows, columns = np.nonzero(change > 30)
-        errors.append(np.hypot(columns.mean() + 0.5 - x, rows.mean() + 0.5 - y))
-    # behind a player or on a white line a part of it cannot be seen, and the middle of what changed is not the middle of the shuttle
-    assert len(errors) >= 6 and np.median(errors) < 0.5 and max(errors) < 20, errors
-
-
 def test_the_stand_in_is_rendered_once_and_says_honestly_what_is_not_visible(monkeypatch):
-    arrays, checksum = court.load(64, 600, 60)
+    arrays, checksum = court.load(64, 360, 60)
     visible = arrays["train_labels"][:, 2]
-    assert 0.75 < visible.mean() < 0.97
+    assert 0.7 < visible.mean() < 0.97
     inside = (arrays["train_labels"][:, 0] < 64) & (arrays["train_labels"][:, 1] >= 0) & (arrays["train_labels"][:, 1] < 36)
     assert (inside[visible == 1]).all() and not inside.all()
     monkeypatch.setattr(court, "render", None)
-    assert court.load(64, 600, 60)[1] == checksum
-    found = shuttle.open_frames("standin", 64, 600, 60)
-    assert not set(found.train_clips) & set(found.test_clips) and found.train_numbers[:7] == (0, 1, 2, 3, 4, 5, 0)
+    assert court.load(64, 360, 60)[1] == checksum
+    found = shuttle.open_frames("standin", 64, 360, 60)
+    assert not set(found.train_clips) & set(found.test_clips) and found.train_numbers[:13] == (*range(12), 0)
