@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpml import compare, records, report_notebook, report_page, report_results, report_search, report_summary, tables
+from hpml import compare, records, report_notebook, report_page, report_records, report_results, report_search, report_summary, tables
 from hpml.compare import Row
 from hpml.env import HpmlError
 from hpml.records import Record
@@ -30,7 +30,8 @@ def build(run_dir: Path) -> Path:
     charts = Charts(run_dir)
     parts = [report_summary.summary(run, status, notebooks, found, rows, charts, [*problems, *refused]),
              report_summary.notebook_list(notebooks)]
-    parts += [report_results.workload(run_dir, name, found, rows, charts) for name in report_results.workloads(found)]
+    pages = {one["page"] for one in notebooks if one["page"]}
+    parts += [report_results.workload(run_dir, name, found, rows, charts, pages) for name in report_results.workloads(found)]
     parts.append(report_results.machine(found, charts))
     if rows:
         tables.csv(rows, run_dir / "tables" / "all.csv")
@@ -38,6 +39,8 @@ def build(run_dir: Path) -> Path:
     texts = [(one["page"], one["title"], _notebook_page(run_dir, notebooks, line, status, run))
              for line, one in enumerate(notebooks) if one["page"]]
     index = report_page.page(run, "".join(filter(None, parts)), notebooks, "index.html", run)
+    traced = report_records.page(found, pages, run_dir)
+    report_results.write(site / report_records.PAGE, report_page.page("Records", traced, notebooks, report_records.PAGE, run))
     report_results.write(site / "search.js", report_search.index([("index.html", "Summary", index), *texts]))
     report_results.write(site / "index.html", index)
     return site / "index.html"

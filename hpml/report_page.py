@@ -74,7 +74,7 @@ def page(title: str, inner: str, notebooks: Sequence[dict], current: str, run: s
 
 def _contents(notebooks: Sequence[dict], current: str, here: Sequence[tuple[str, str]]) -> str:
     """The navigation: the parts with their notebooks, the same on every page; under the page that is shown, its sections."""
-    items = [f"<ul>{_entry('index.html', 'Summary', current, here)}</ul>"]
+    items = [f"<ul>{_entry('index.html', 'Summary', current, here)}{_entry('records.html', 'Records', current, here)}</ul>"]
     for name in [*PARTS.values(), "Other"]:
         own = [one for one in notebooks if part(one["name"]) == name]
         if own:

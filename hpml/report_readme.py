@@ -8,7 +8,7 @@ from pathlib import Path
 from hpml import compare, env, notebooks, recommend, records, report_charts, tables, tables_int8, workloads
 from hpml.compare import Row
 from hpml.env import HpmlError
-from hpml.report_results import Charts
+from hpml.report_results import Charts, best_of
 
 BEGIN, END = "<!-- results: written by `hpml report --readme` -->", "<!-- /results -->"
 LIST_BEGIN, LIST_END = "<!-- notebooks: written by `hpml report --readme` -->", "<!-- /notebooks -->"
@@ -58,9 +58,7 @@ def _int8(found: list[records.Record], rows: list[Row]) -> str:
 def _best(workload: str, phase: str, rows: list[Row], folder: Path) -> str:
     """README's line of a workload and phase on one machine."""
     mine = [row for row in rows if (row.workload, row.phase) == (workload, phase)]
-    held = [row for row in mine if row.verdict == "faster" and not row.quality_text.startswith("lost")]
-    kept = [row for row in held if row.quality == "kept"]
-    row = max(kept or held, key=lambda row: row.ratio, default=None)
+    row = best_of(mine)
     machine = f"[{_chip(mine[0].machine)}]({_link(folder / 'README.md', env.root())})"
     name = f"{tables.title(workload)} {tables.PHASES.get(phase, phase)}"
     if row is None:

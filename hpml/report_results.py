@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpml import compare, ladder, plot, tables, tables_serving
+from hpml import compare, ladder, plot, report_records, tables, tables_serving
 from hpml.compare import Row
 from hpml.records import Record
 
@@ -131,23 +131,33 @@ def slug(*words: str) -> str:
     ]
 
 
-def _table(rows: Sequence[Row]) -> str:
+def best_of(rows: Sequence[Row]) -> Row | None:
+    """The highest ratio that holds: faster than the baseline beyond the noise, no quality lost, one with its quality kept first."""
+    held = [row for row in rows if row.verdict == "faster" and not row.quality_text.startswith("lost")]
+    kept = [row for row in held if row.quality == "kept"]
+    return max(kept or held, key=lambda row: row.ratio, default=None)
+
+
+def _table(rows: Sequence[Row], pages: set[str]) -> str:
+    """The rows as a table; each figure leads to its records, the last column to its notebook."""
     cells = tables.columns(rows)
     if "quality" in cells:
         cells["quality"] = [tables.short_quality(item) for item in cells["quality"]]
-    head = "".join(f'<th scope="col"{_number(name)}>{e(name)}</th>' for name in cells)
-    body = "".join(
-        "<tr>" + "".join(f"<td{_number(name)}>{e(texts[i])}</td>" for name, texts in cells.items()) + "</tr>" for i in range(len(rows))
-    )
-    return f'<div class="scroll"><table class="results sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    shown = {name: [report_records.number(text, row) if name in tables.NUMBERS else e(text) for text, row in zip(texts, rows, strict=True)]
+             for name, texts in cells.items()}
+    shown["notebook"] = [report_records.notebook(row.notebook, pages) for row in rows]
+    head = "".join(f'<th scope="col"{_number(name)}>{e(name)}</th>' for name in shown)
+    body = "".join("<tr>" + "".join(f"<td{_number(name)}>{texts[i]}</td>" for name, texts in shown.items()) + "</tr>"
+                   for i in range(len(rows)))
+    return f'<div class="scroll"><table class="results"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _number(name: str) -> str:
     return ' class="number"' if name in tables.NUMBERS else ' class="words"' if name in ("verdict", "quality") else ""
 
 
-def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> str:
-    """One workload: its table, charts, sentences, and what was not measured, with the reason."""
+def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[Row], charts: Charts, pages: set[str]) -> str:
+    """One workload: its table, charts, sentences, and what was not measured, with the reason. `pages`: the notebooks' in the report."""
     own, raw = [row for row in rows if row.workload == name], [r for r in found if r.case["workload"] == name]
     text = [f'<h2 id="{e(slug("workload", name))}">{e(tables.title(name))}</h2>']
     smoke = any(row.tier == "smoke" for row in own)
@@ -169,20 +179,20 @@ def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[R
         phases = list(dict.fromkeys(row.phase for row in own))
         for phase in phases:
             heading = f"<h3>{e(tables.PHASES.get(phase, phase).capitalize())}</h3>" if len(phases) > 1 else ""
-            text.append(heading + _table([row for row in own if row.phase == phase]))
+            text.append(heading + _table([row for row in own if row.phase == phase], pages))
         text.append('<p class="note">As CSV: ' + ", ".join(f'<a href="../tables/{e(file)}.csv">{e(file)}</a>' for file in files) + "</p>")
     ladders = ladder.read(own, raw)
     drawn += [charts.draw(slug(name, one.base.phase, "ladder"), repr(one), plot.ladder, one) for one in ladders]
     drawn += _more_charts(name, own, raw, charts)
     text.append(_gallery(drawn))
     said = [
-        tables.sentence(row, tables.baseline_of(row, own))
+        f"{e(tables.sentence(row, tables.baseline_of(row, own)))} {report_records.sources(row, pages)}"
         for row in own
         if not row.is_baseline and (row.verdict != "not measured here" or row.status == "ok") and not tables.unrated(row)
     ]
-    said += [line for one in ladders for line in ladder.sentences(one)]
+    said += [e(line) for one in ladders for line in ladder.sentences(one)]
     if said:
-        text.append("<h3>In words</h3><ul>" + "".join(f"<li>{e(line)}</li>" for line in said) + "</ul>")
+        text.append("<h3>In words</h3><ul>" + "".join(f"<li>{line}</li>" for line in said) + "</ul>")
     made = tables.made(raw)
     if made:
         text.append("<h3>Made once</h3><ul>" + "".join(f"<li>{e(line)}</li>" for line in made) + "</ul>")

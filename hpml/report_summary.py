@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hpml import compare, report_charts, report_results, tables
+from hpml import compare, report_charts, report_records, report_results, tables
 from hpml.compare import Row
 from hpml.records import Record
 from hpml.report_results import Charts, e
@@ -43,12 +43,13 @@ def summary(
     problems: Sequence[str],
 ) -> str:
     """The opening of the report: what was found, on which machine, and how."""
+    pages = {one["page"] for one in notebooks if one["page"]}
     tier = status.get("tier") or next((r.case.get("tier") for r in found), None)
     text = [f"<h1>{e(run)}</h1>"]
     if tier == "smoke":
         text.append(f'<p class="banner">{tables.SMOKE}. This tier shows that everything works; its figures rest on a few iterations.</p>')
     text += [f'<p class="banner bad">{e(problem)}</p>' for problem in problems]
-    text += ['<h2 id="findings">What was found</h2>', _findings(found, rows, charts), '<h2 id="facts">How it was measured</h2>',
+    text += ['<h2 id="findings">What was found</h2>', _findings(found, rows, charts, pages), '<h2 id="facts">How it was measured</h2>',
              '<div class="facts">']
     text += [
         f"<section><h3>{e(title)}</h3>{_facts(facts)}</section>"
@@ -61,11 +62,11 @@ def summary(
     return "".join([*text, "</div>"])
 
 
-def _findings(found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> str:
-    """The five charts, then the verdicts as sentences, the largest differences first."""
+def _findings(found: Sequence[Record], rows: Sequence[Row], charts: Charts, pages: set[str]) -> str:
+    """The best stack of each workload, the five charts, then the verdicts as sentences, the largest differences first."""
     rows = compare.techniques(rows)
     others = [row for row in rows if not row.is_baseline]
-    text = [_five(found, rows, charts)]
+    text = [_best(rows, pages), _five(found, rows, charts)]
     if not others:
         text.insert(0, "<p>Nothing measured yet.</p>" if not found else "<p>No comparison measured yet.</p>")
     verdicts = [row for row in others if row.tier != "smoke"]
@@ -81,11 +82,42 @@ def _findings(found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> s
             more = f"<li>and {len(own) - SHOWN} more, in the workloads' sections</li>" if len(own) > SHOWN else ""
             text.append(
                 f"<h3>{e(title)} ({len(own)})</h3><ul>"
-                + "".join(f"<li>{e(tables.sentence(row, tables.baseline_of(row, rows)))}</li>" for row in own[:SHOWN])
+                + "".join(f"<li>{e(tables.sentence(row, tables.baseline_of(row, rows)))} {report_records.sources(row, pages)}</li>"
+                          for row in own[:SHOWN])
                 + more
                 + "</ul>"
             )
     return "".join(text)
+
+
+def _best(rows: Sequence[Row], pages: set[str]) -> str:
+    """The highest ratio that holds for each workload in training and inference; every figure with its records, notebook and command."""
+    lines = []
+    for workload, phase in dict.fromkeys((row.workload, row.phase) for row in rows if row.phase in ("train", "infer")):
+        mine = [row for row in rows if (row.workload, row.phase) == (workload, phase)]
+        if all(row.is_baseline or row.tier == "smoke" for row in mine):
+            continue
+        row, name = report_results.best_of(mine), f"{tables.title(workload)} {tables.PHASES.get(phase, phase)}"
+        if row is None:
+            lines.append(f'<tr><td>{e(name)}</td><td colspan="6">the baseline: no case is faster beyond the noise</td></tr>')
+            continue
+        base = tables.baseline_of(row, rows)
+        interval = f" [{row.low:.2f}, {row.high:.2f}]" if row.low is not None else ""
+        limit = f"{tables.figure(row.limit_percent)} % ({row.limit_bound})" if row.limit_percent else ""
+        cells = [e(name), report_records.number(f"{tables.ratio(row.ratio)}{interval}", row),
+                 e(tables.settings(row, row.differs_in, ", ") or row.label), e(tables.settings(base, row.differs_in, ", ")) if base else "",
+                 report_records.number(tables.short_quality(tables.quality(row)), row), report_records.number(limit, row),
+                 report_records.notebook(row.notebook, pages)]
+        lines.append('<tr class="found">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+                     f'<tr><td colspan="7"><code>{e(report_records.command(row.notebook, row.workload, row.tier))}</code></td></tr>')
+    if not lines:
+        return ""
+    head = "".join(f'<th scope="col">{name}</th>' for name in
+                   ("workload", "ratio", "best stack", "instead of", "quality", "% of limit", "notebook"))
+    body = "".join(lines)
+    return ("<p>The highest ratio that holds: faster than the baseline beyond the noise, and no quality lost. Each figure leads to its "
+            "records; the command below measures it again.</p>"
+            f'<div class="scroll"><table class="best"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
 
 def _five(found: Sequence[Record], rows: Sequence[Row], charts: Charts) -> str:

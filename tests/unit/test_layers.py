@@ -16,7 +16,7 @@ LAYERS = [
     {"launch", "cases", "rounds", "study", "results", "check", "serve", "recommend", "configfile", "loadsite", "loadtest", "streams",
      "apps"},
     {"cli", "cli_clip", "runner", "lab", "notebooks", "reference", "report", "report_notebook", "report_page", "report_readme",
-     "report_charts", "report_results", "report_search", "report_summary"},
+     "report_charts", "report_records", "report_results", "report_search", "report_summary"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

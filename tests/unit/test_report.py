@@ -35,6 +35,7 @@ def run_folder(path: Path, found=None, *, tier: str = "cpu") -> Path:
     from nbformat import v4
 
     for record in study() if found is None else found:
+        record.notebook = "23_mixed_precision" if record.case["technique"] == "precision" else None
         records.append(path / "records.jsonl", record)
     executed(
         path / "notebooks" / "00_start_here.ipynb",
@@ -132,14 +133,15 @@ def pages(site: Path) -> dict[str, Page]:
 
 
 def test_there_is_a_page_for_each_executed_notebook(site):
-    assert set(pages(site)) == {"index.html", "00_start_here.html", "23_mixed_precision.html"}
+    assert set(pages(site)) == {"index.html", "records.html", "00_start_here.html", "23_mixed_precision.html"}
     for page in pages(site).values():
         assert not page.stack, "every tag is closed"
 
 
 def test_links_resolve_and_nothing_is_fetched_from_outside(site):
-    for name, page in pages(site).items():
-        ids = {attrs["id"] for _, attrs in page.tags if attrs.get("id")}
+    every = pages(site)
+    ids = {name: {attrs["id"] for _, attrs in page.tags if attrs.get("id")} for name, page in every.items()}
+    for name, page in every.items():
         for tag, attrs in page.tags:
             for key in ("href", "src"):
                 target = attrs.get(key)
@@ -147,7 +149,8 @@ def test_links_resolve_and_nothing_is_fetched_from_outside(site):
                     continue
                 assert not re.match(r"\w+:|//", target), f"{name}: <{tag} {key}={target}>"
                 file, _, anchor = target.partition("#")
-                assert (site / file).is_file() if file else anchor in ids, f"{name}: {target}"
+                assert (site / file).is_file() if file else anchor, f"{name}: {target}"
+                assert not anchor or anchor in ids[file or name], f"{name}: {target}"
             assert not any(key.startswith("on") for key in attrs), f"{name}: {tag} {attrs}"
             assert "style" not in attrs or "url(" not in attrs["style"]
     css = (site / "style.css").read_text()
@@ -240,6 +243,22 @@ def test_the_five_charts_open_the_report_and_what_is_missing_is_said(site):
     assert "not measured: no stack was climbed step by step (notebook 27)" in page.text
     assert "not measured: no service was put under load (notebook 35)" in page.text
     assert (site.parent / "charts" / "steps.png").is_file()
+
+
+def test_every_figure_leads_to_its_records_its_notebook_and_its_command(site):
+    index, traced = pages(site)["index.html"], Page(site / "records.html")
+    text = (site / "index.html").read_text()
+    best = re.search(r'<table class="best">.*?</table>', text, re.S)[0]
+    figure = re.search(r'<a class="figure" href="records.html#(case-\w+)">1.38x \[[^<]*</a>', best)
+    assert figure and "./run_all.sh --tier cpu --only 23 --workloads resnet50" in best and 'href="23_mixed_precision.html"' in best
+    place = re.search(rf'<tbody id="{figure[1]}">.*?</tbody>', (site / "records.html").read_text(), re.S)[0]
+    assert "Training: precision=bf16" in place and "./run_all.sh --tier cpu --only 23 --workloads resnet50" in place
+    lines = [json.loads(line) for line in (site.parent / "records.jsonl").read_text().splitlines()]
+    for line, short in re.findall(r"<tr><td>(\d+)</td>.*?<td>(\w+)</td></tr>", place):
+        assert lines[int(line) - 1]["record_id"].startswith(short) and lines[int(line) - 1]["knobs"]["precision"] == "bf16"
+    numbers = re.findall(r'<td class="number">(.*?)</td>', re.search(r'<table class="results.*?</table>', text, re.S)[0])
+    assert len(numbers) > 5 and all(cell == "" or cell.startswith('<a class="figure"') for cell in numbers)
+    assert "records.jsonl" in traced.text and "Records" in index.text
 
 
 def test_nothing_measured_yet(tmp_path):
