@@ -17,14 +17,26 @@ from hpml.serve.settings import BadInput, Busy
 from hpml.serve.watch import Watch
 
 ASSETS = Path(__file__).parent / "assets"
-PICTURE = {"requestBody": {"required": True, "content": {
-    "image/*": {"schema": {"type": "string", "format": "binary"}},
-    "multipart/form-data": {"schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}}}}}
-TEXT = {"requestBody": {"required": True, "content": {"application/json": {"schema": {
-    "type": "object", "required": ["text"], "properties": {"text": {"type": "string"}, "k": {"type": "integer"}}}}}}}
-REFUSALS = {status: {"description": text} for status, text in (
-    (400, "nothing or broken JSON was sent"), (401, "an API key is needed"), (413, "larger than the limits"), (415, "another media type"),
-    (422, "not what can be answered"), (503, "busy: the deadline would not be kept; Retry-After says when to come again"))}
+REFUSED = {"application/json": {"schema": {"type": "object", "required": ["error", "request_id"], "additionalProperties": False,
+                                           "properties": {"error": {"type": "string"}, "request_id": {"type": "string"}}}}}
+REFUSALS = {status: {"description": text, "content": REFUSED} for status, text in (
+    (400, "nothing or broken JSON was sent"), (401, "an API key is needed"), (404, "nothing of that name is here"),
+    (413, "larger than the limits"), (415, "another media type"), (422, "not what can be answered"),
+    (503, "busy: the deadline would not be kept; Retry-After says when to come again"))}
+
+
+def _picture(**fields: dict) -> dict:
+    """The body of a request with a picture, and in a form further fields."""
+    image = {"type": "string", "format": "binary"}
+    form = {"type": "object", "required": ["image", *fields], "properties": {"image": image, **fields}}
+    return {"requestBody": {"required": True, "content": {"image/*": {"schema": image}, "multipart/form-data": {"schema": form}}}}
+
+
+def _text(**fields: dict) -> dict:
+    """The body of a request with a text, and further fields that may be left out."""
+    properties = {"text": {"type": "string", "minLength": 1}, **fields}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": {
+        "type": "object", "required": ["text"], "properties": properties}}}}}
 
 
 def make_app(service: Service, *, gallery: Gallery | None = None, api_key: str | None = None) -> FastAPI:
@@ -95,14 +107,14 @@ def make_app(service: Service, *, gallery: Gallery | None = None, api_key: str |
         app.post(path, openapi_extra=body, responses=REFUSALS, response_model=None)(call)
 
     if service.workload.NAME == "clip":
-        post("/v1/embed/image", predict_picture, PICTURE)
-        post("/v1/embed/text", embed_text, TEXT)
-        post("/v1/search", search, TEXT)
-        post("/v1/zero-shot", zero_shot, PICTURE)
+        post("/v1/embed/image", predict_picture, _picture())
+        post("/v1/embed/text", embed_text, _text())
+        post("/v1/search", search, _text(k={"type": "integer", "minimum": 1, "maximum": 100}))
+        post("/v1/zero-shot", zero_shot, _picture(labels={"type": "string", "minLength": 1}))
     elif service.tasks[service.default].takes == "text":
-        post("/v1/predict", predict_text, TEXT)
+        post("/v1/predict", predict_text, _text())
     else:
-        post("/v1/predict", predict_picture, PICTURE)
+        post("/v1/predict", predict_picture, _picture())
 
     @app.get("/healthz")
     async def alive() -> dict:
@@ -117,18 +129,23 @@ def make_app(service: Service, *, gallery: Gallery | None = None, api_key: str |
                 "gallery": gallery.facts if gallery else None, "samples": samples.count(service),
                 "endpoints": sorted(path for path in app.openapi()["paths"] if path.startswith("/v1")), "api_key": bool(api_key)}
 
-    @app.get("/metrics", response_model=None)
+    def answers_with(*media: str) -> dict:
+        """What an endpoint whose answer is no JSON says of its answers."""
+        return {200: {"description": "as the path says", "content": {name: {"schema": {"type": "string"}} for name in media}},
+                **{status: REFUSALS[status] for status in (401, 404, 422)}}
+
+    @app.get("/metrics", response_class=Response, responses=answers_with("text/plain"))
     async def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(*watch.exposition())
 
-    @app.get("/samples/{index}", response_model=None)
+    @app.get("/samples/{index}", response_class=Response, responses=answers_with("image/*", "text/plain"))
     async def one_sample(index: int) -> Response:
         """A test sample as a client would send it; its true answer stands in X-Truth."""
         content, media, truth = await asyncio.to_thread(service.sample, index)
         return Response(content, media_type=media, headers={"X-Truth": truth.encode("ascii", "replace").decode()})
 
-    @app.get("/gallery/{index}", response_model=None)
+    @app.get("/gallery/{index}", response_class=Response, responses=answers_with("image/jpeg"))
     async def thumbnail(index: int) -> Response:
         """A frame of the gallery, made small."""
         if gallery is None or not 0 <= index < len(gallery.names):
@@ -152,7 +169,8 @@ def make_app(service: Service, *, gallery: Gallery | None = None, api_key: str |
     app.add_exception_handler(BadInput, lambda request, error: failed(request, error.status, str(error)))
     app.add_exception_handler(Busy, lambda request, error: failed(request, 503, str(error), **{
         "Retry-After": str(math.ceil(error.retry_after_s)), "X-Retry-After-Ms": str(math.ceil(1e3 * error.retry_after_s))}))
-    app.add_exception_handler(StarletteHTTPException, lambda request, error: failed(request, error.status_code, str(error.detail)))
+    app.add_exception_handler(StarletteHTTPException, lambda request, error: failed(
+        request, error.status_code, str(error.detail), **(error.headers or {})))
     app.add_exception_handler(RequestValidationError, lambda request, error: failed(
         request, 422, "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()[:3])))
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -256,6 +257,21 @@ def test_what_cannot_be_served_is_one_line(tmp_path):
         command = [sys.executable, "-c", "from hpml.cli import main; main()", "serve", "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 2 and f"hpml: cannot listen on 127.0.0.1:{port}" in done.stderr and done.stderr.count("\n") == 1
+
+
+# ---- what the interface says of itself, held against what it does
+
+@pytest.mark.parametrize("name", ["tiny", "clip"])
+def test_no_request_breaks_the_interface_that_openapi_describes(name, request, tmp_path):
+    """Requests that schemathesis makes from /openapi.json, valid and broken ones: no 5xx but a refusal, no undocumented answer."""
+    server = request.getfixturevalue(name)
+    # A picture is more than a string of bytes, which is all that a schema can say: a refusal of valid bytes is no fault.
+    done = subprocess.run([Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json", "--phases",
+                           "coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--exclude-checks", "positive_data_acceptance", "--no-color",
+                           "-H", "X-Deadline-Ms: 60000"],
+                          capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "Traceback" not in server.log.read_text()
 
 
 # ---- CLIP: search and labels of one's own
