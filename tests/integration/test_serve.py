@@ -266,10 +266,9 @@ def test_no_request_breaks_the_interface_that_openapi_describes(name, request, t
     """Requests that schemathesis makes from /openapi.json, valid and broken ones: no 5xx but a refusal, no undocumented answer."""
     server = request.getfixturevalue(name)
     # A picture is more than a string of bytes, which is all that a schema can say: a refusal of valid bytes is no fault.
-    done = subprocess.run([Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json", "--phases",
-                           "coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--exclude-checks", "positive_data_acceptance", "--no-color",
-                           "-H", "X-Deadline-Ms: 60000"],
-                          capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    command = [Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json", "--phases", "coverage,fuzzing"]
+    options = ["--max-examples", "10", "--seed", "1", "--exclude-checks", "positive_data_acceptance", "-H", "X-Deadline-Ms: 60000"]
+    done = subprocess.run([*command, *options, "--no-color"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "Traceback" not in server.log.read_text()
 
