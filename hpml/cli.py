@@ -405,6 +405,22 @@ def data_shuttle_prepare(
     print(prepare.text(prepare.prepare(export, target, frames=frames, videos=video or (), png=png)))
 
 
+@data_app.command("shuttle-render")
+def data_shuttle_render(
+    target: Annotated[Path, typer.Argument(metavar="DST", help="the folder: video/clip0.mp4, csv/clip0_ball.csv and so on")],
+    clips: Annotated[int, typer.Option(help="videos")] = 1,
+    frames: Annotated[int, typer.Option(help="frames of each, 30 a second")] = 300,
+    cuts: Annotated[int, typer.Option(help="cuts to another scene in each")] = 0,
+    width: Annotated[int, typer.Option(help="pixels; the height is 9/16 of it")] = 1280,
+    seed: Annotated[int, typer.Option(help="another one gives other scenes")] = 0,
+) -> None:
+    """Render badminton rallies as videos with the shuttle's exact places, in TrackNet's folders; `hpml track` reads the videos."""
+    from hpml.data import film
+
+    for path in film.film(target, clips=clips, frames=frames, cuts=cuts, width=width, seed=seed):
+        print(path)
+
+
 @data_app.command("publish")
 def data_publish(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a set made by shuttle-prepare or shard")],
