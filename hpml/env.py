@@ -11,7 +11,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-# Telemetry of the libraries we call is switched off before any of them is imported; openvino's is in limits.import_openvino.
+# Telemetry of the libraries we call is switched off before any of them is imported; openvino's is in arithmetic.import_openvino.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 from hpml import env, sensitivity
 from hpml import measure as m
+from hpml.arithmetic import import_openvino
 from hpml.engines import one_line
 from hpml.env import HpmlError, Unavailable
 from hpml.infer import fp32_model, int8_file, int8_note, onnx_file, stacked
-from hpml.limits import import_openvino
 from hpml.workloads import part
 
 if TYPE_CHECKING:

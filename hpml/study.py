@@ -31,7 +31,7 @@ from hpml.rounds import (
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
 MEASURING = ("measure.py", "train.py", "contrast.py", "distributed.py", "fit.py", "checkpoint.py", "infer.py", "quantize.py", "loading.py",
              "pack.py", "profiling.py", "launch.py", "turns.py", "transfer.py", "link.py", "nginx.py", "work.py", "export.py", "limits.py",
-             "stored.py", "build.py", "sensitivity.py", "einsum.py", "data/*.py", "engines/*.py", "workloads/_*.py")
+             "arithmetic.py", "stored.py", "build.py", "sensitivity.py", "einsum.py", "data/*.py", "engines/*.py", "workloads/_*.py")
 SERVING = ("load*.py", "streams.py", "serve/*.py")  # those of a load test beside them
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpml import env
+from hpml.arithmetic import import_openvino, openvino_core
 from hpml.engines import check_inputs, check_request, graph_precision, one_line
 from hpml.env import HpmlError, Unavailable
-from hpml.limits import import_openvino, openvino_core
 
 if TYPE_CHECKING:
     import numpy as np

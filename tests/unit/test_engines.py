@@ -300,7 +300,7 @@ def test_openvino_throughput(onnx_file):
 
 
 def test_int8_graphs_are_known(graph_engine, tmp_path):
-    from hpml.limits import arithmetic_graph
+    from hpml.arithmetic import arithmetic_graph
 
     path = tmp_path / "int8.onnx"
     onnx.save(arithmetic_graph(kind="matmul", dtype="int8", size=64), path)
@@ -351,7 +351,7 @@ def test_openvino_survives_the_end_of_a_child(onnx_file):
 def test_openvino_is_imported_without_its_telemetry(tmp_path):
     if reason := engines.get("openvino").unavailable():
         pytest.skip(reason)
-    code = ("import sys; from hpml.limits import import_openvino; import_openvino(); "
+    code = ("import sys; from hpml.arithmetic import import_openvino; import_openvino(); "
             "print([m for m in sys.modules if m.startswith('openvino_telemetry.')])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=env.root(),
                           env={**os.environ, "HOME": str(tmp_path)})
