@@ -182,3 +182,17 @@ def test_stored_form_is_the_normal_form():
 def test_readme_lists_exactly_the_notebooks_on_disk():
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"\b\d\d_[a-z0-9_]+(?=\.ipynb)", readme)) == {path.stem for path in PATHS}
+
+
+@pytest.mark.parametrize("tier", ["smoke", "cpu", "gpu"])
+def test_readme_says_how_long_a_tier_takes(tier):
+    said = re.search(rf"^\| `{tier}` \|.*?about (\d+) minutes", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert float(said[1]) == pytest.approx(sum(book.minutes[tier] for book in notebooks.course()), rel=0.1)
+
+
+def test_the_syllabus_names_every_notebook_outside_the_workloads_own():
+    text = (ROOT / "COURSE.md").read_text()
+    links = re.findall(r"\]\((notebooks/[^)]+)\)", text)
+    assert all((ROOT / link).is_file() for link in links)
+    own = {path.name for path in PATHS if "11" <= path.stem[:2] <= "15"}
+    assert {path.name for path in PATHS} - own <= {Path(link).name for link in links}
