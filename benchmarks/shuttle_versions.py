@@ -4,7 +4,8 @@
 
 Each version is trained on the same clips for at most a number of epochs (one-cycle learning rate) and stops when the loss on validation
 clips has not fallen for some epochs; the weights of its least validation loss are tried on test clips that nothing else has seen. One JSON
-file holds a record for each version, TensorBoard the losses of training and validation. Interrupted, it goes on with the next version.
+file holds a record for each version, TensorBoard the losses of training and validation. Interrupted, it goes on with the next version;
+complete, it leaves the study that notebook 15 reads.
 --quick: the small backbone at 256 pixels, minutes on two cores, one seed: differences between neighbours are then within its noise.
 --trap: instead, the same training twice with noise, once the same for a sample in every epoch and once fresh (notebook 15).
 """
@@ -22,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from torch.utils.tensorboard import SummaryWriter
 
-from hpml import env, measure, work, workloads
+from hpml import env, measure, studies, work, workloads
 from hpml.data import frames as reader
 from hpml.data import shuttle
 from hpml.fit import predictor
@@ -175,11 +176,34 @@ def table(found: dict) -> str:
                      f"{one['gflop']:>6.2f} {one['fps']:>6.1f} {one['best_epoch']:>2} of {one['epochs']:<2} {one['change']} "
                      f"(after {one['after'] or '-'})")
     hard = {one["name"]: one for one in found["versions"]}
-    if "hard mining" in hard:
+    if {"history", "hard mining"} <= set(hard):
         lines.append("error in pixels before and after mining, by share of the visible frames below it:")
         lines += [f"  {name:<12} " + ", ".join(f"{q} %: {value:.1f}" for q, value in hard[name]["quantiles"].items())
                   for name in ("history", "hard mining")]
     return "\n".join(lines)
+
+
+def study(found: dict, name: str) -> dict:
+    """What notebook 15 reads: the size, a row for each version, what was learnt, and the curves."""
+    size, versions = found["size"], found["versions"]
+    rows = [{"version": f"{one['number']} {one['name']}", "after": one["after"] or "-", "what changed": one["change"],
+             **{f"{kind} px": round(one["scores"][f"{kind} error px"], 1) for kind in ("median", "mean", "P95")},
+             "within 4 px": f"{one['within 4 px']:.1%}", "visible F1": f"{one['scores']['visibility F1']:.1%}",
+             "GFLOP": round(one["gflop"], 2), "FPS": round(one["fps"], 1)} for one in versions]
+    by_number = {one["number"]: one for one in versions}
+    medians = {number: one["scores"]["median error px"] for number, one in by_number.items()}
+    pairs = sorted(((medians[one["after"]] - medians[one["number"]], one) for one in versions if one["after"]), key=lambda pair: -pair[0])
+    gap = max(versions, key=lambda one: one["curves"]["validation"][-1] - one["curves"]["train"][-1])
+    (best, step), (worst, back) = pairs[0], pairs[-1]
+    load = max(one["load"] for one in versions)
+    says = [f"largest step forward in the median: {step['name']}, {best:.1f} px less; least: {back['name']}, {worst:.1f} px less",
+            f"widest gap between the losses at the end: {gap['name']}, {gap['curves']['train'][-1]:.2f} in training, "
+            f"{gap['curves']['validation'][-1]:.2f} in validation; the weights of epoch {gap['best_epoch']} were kept",
+            f"P95 of the error before mining {by_number[10]['quantiles']['95']:.1f} px, after it {by_number[11]['quantiles']['95']:.1f} px",
+            f"one seed, {versions[0]['threads']} threads" + (f"; frames per second are of a busy machine (load {load:.0f})" * (load > 2))]
+    return {"data": f"rendered badminton, {size['image']} pixels wide", "n": versions[0]["n"], "tier": name,
+            "knobs": {key: size[key] for key in ("backbone", "train", "epochs", "patience", "batch")}, "rows": rows, "says": says,
+            "curves": {one["name"]: one["curves"] for one in versions}, "quantiles": {one["name"]: one["quantiles"] for one in versions}}
 
 
 def trap(size: dict, sets: dict, folder: Path) -> str:
@@ -237,6 +261,8 @@ def main() -> None:
     if not found["versions"]:
         raise SystemExit(f"{file} holds no version yet")
     print(table(found))
+    if len(found["versions"]) == len(STEPS):
+        print(f"study: {studies.write('shuttle_versions', study(found, name))}")
     print(f"records: {file}; curves: tensorboard --logdir {logs}")
 
 

@@ -64,14 +64,14 @@ def visibility_f1(answers: np.ndarray, labels: np.ndarray) -> float:
 
 def scores(answers: np.ndarray, labels: np.ndarray, width: int) -> dict[str, float]:
     """All figures by name: mean, median and P95 error in the frame's own pixels, the share of visible frames within 4 px at 1280 pixels
-    (scaled, whether they were called visible or not), TrackNet's rates and counts under the same limit, and "visible?" alone."""
+    (scaled, whether they were called visible or not), TrackNet's rates under the same limit, and "visible?" alone."""
     import numpy as np
 
-    errors, counts = pixel_errors(answers, labels), outcomes(answers, labels, limit(width))
+    errors = pixel_errors(answers, labels)
     known = errors if errors.size else np.zeros(1)
     right = (answers[:, 2] > 0) == (labels[:, 2] > 0)
     return {"mean error px": float(known.mean()), "median error px": float(np.median(known)),
             "P95 error px": float(np.percentile(known, 95)),
             "within 4 px at 1280": float((errors <= limit(width)).mean()) if errors.size else 0.0,
-            **rates(counts), **counts, "visible or not": float(right.mean()), "always visible": float((labels[:, 2] > 0).mean()),
-            "visibility F1": visibility_f1(answers, labels)}
+            **rates(outcomes(answers, labels, limit(width))), "visible or not": float(right.mean()),
+            "always visible": float((labels[:, 2] > 0).mean()), "visibility F1": visibility_f1(answers, labels)}
