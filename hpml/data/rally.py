@@ -64,7 +64,7 @@ class Rally:
             return 0.0, side * HOME, -99.0, np.array([0.0, side * HOME, 1.2])
         knots = []
         for time, contact in own:
-            stand = contact[0] - 0.35 * side * min(1.0, contact[2] / 2), contact[1] + 0.3 * side
+            stand = contact[0] - 0.45, contact[1] + 0.3 * side  # the racket is in the hand at the right of the picture
             if knots and time - knots[-1][0] > 16:
                 knots.append((time - 8 - 0.4 * (time - 16 - knots[-1][0]), 0.4 * stand[0], side * HOME))
             knots.append((time, *stand))
