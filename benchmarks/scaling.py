@@ -1,0 +1,113 @@
+"""A scaling model of ResNet-50 under DDP: fitted on two ranks here, checked on a step that the fit has not seen, drawn to 8 devices.
+
+    python benchmarks/scaling.py [--rounds 3] [--tier cpu]
+
+The link is measured by all-reduces of gloo over loopback. Compute and the exposed share of the communication come from steps of 1 and 4
+micro-batches. Held back: the step of one micro-batch of twice the size, whose compute comes from its own accumulated step. About 6 minutes
+on two cores; needs two. Beyond two ranks nothing is measured: the curve is the model's, beside published points of other machines.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import hpml
+from hpml import compare, scaling, studies
+from hpml.env import HpmlError
+
+RANKS, COUNT = 2, 4
+SIZES = [4 * 4**power for power in range(4, 13)]  # bytes: 1 KiB to 64 MiB
+MLPERF = {64: 0.63, 512: 0.41}  # ResNet-50, of the efficiency at 8 devices (MLPerf Training)
+LINKS = {"10 Gbit/s Ethernet": scaling.Link(1.25e9, 30e-6), "NVLink, 300 GB/s": scaling.Link(3e11, 5e-6)}  # assumed, said so
+DEVICES = (1, 2, 4, 8)
+
+
+def rank(index: int, meet: str, answer: str) -> None:
+    """Seconds of an all-reduce by size, the median of its calls; rank 0 writes them."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=index, world_size=RANKS)
+    found = []
+    for nbytes in SIZES:
+        values, buffer = [], torch.zeros(nbytes // 4)
+        for call in range(3 + max(5, min(50, 2**25 // nbytes))):
+            dist.barrier()
+            started = time.perf_counter()
+            dist.all_reduce(buffer)
+            if call >= 3:
+                values.append(time.perf_counter() - started)
+        found.append(statistics.median(values))
+    if index == 0:
+        Path(answer).write_text("\n".join(map(str, found)))
+    dist.destroy_process_group()
+
+
+def allreduces() -> list[float]:
+    """Seconds by SIZES, over loopback."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "answer")
+        mp.spawn(rank, (f"{folder}/meet", str(answer)), nprocs=RANKS)
+        return [float(line) for line in answer.read_text().splitlines()]
+
+
+def steps(tier: str, rounds: int) -> tuple[dict[tuple[int, int], list[float]], float]:
+    """({(micro-batch of a rank, micro-batches): seconds of a step, one for each round}, bytes of the gradients)."""
+    base = hpml.case("resnet50", phase="train", tier=tier, parallel="ddp", ranks=RANKS)
+    small = max(2, base.knobs["batch"] // (RANKS * COUNT))
+    asked = [(small, 1), (small, COUNT), (2 * small, 1), (2 * small, COUNT)]
+    run = hpml.run([base.but(batch=RANKS * micro * count, accum_steps=count) for micro, count in asked], rounds=rounds)
+    if lost := [r for r in run.records if r.status != "ok"]:
+        raise HpmlError(f"{lost[0].case['label']}: {lost[0].status}: {lost[0].reason}")
+    seconds = {}
+    for key in {record.case["key"]: None for record in run.records}:
+        own = compare.calmest(record for record in run.records if record.case["key"] == key)
+        count = own[0].knobs["accum_steps"]
+        seconds[own[0].knobs["batch"] // (RANKS * count), count] = [statistics.median(record.samples["values"]) for record in own]
+    return seconds, 4 * run.records[0].actual["parameters"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tier", default="cpu")
+    asked = parser.parse_args()
+    measured = allreduces()
+    link = scaling.fit_link(SIZES, measured, RANKS)
+    worst = max(abs(scaling.allreduce_s(size, RANKS, link) / value - 1) for size, value in zip(SIZES, measured, strict=True))
+    print(f"link: {link.bytes_s / 1e9:.2f} GB/s, {1e6 * link.latency_s:.0f} us a message; the fit is off by at most {worst:.0%} of a size")
+    seconds, nbytes = steps(asked.tier, asked.rounds)
+    middle = {one: statistics.median(values) for one, values in seconds.items()}
+    small, large = sorted({micro for micro, _ in middle})
+    sent = scaling.allreduce_s(nbytes, RANKS, link)
+    compute, exposed = scaling.fit_step(middle[small, 1], middle[small, COUNT], COUNT, sent)
+    larger = (middle[large, COUNT] - exposed * sent) / COUNT
+    predicted = scaling.step_s(larger, exposed, nbytes, RANKS, link)
+    error = predicted / middle[large, 1] - 1
+    print(f"step of {small} samples a rank: compute {1e3 * compute:.0f} ms, {nbytes / 1e6:.0f} MB of gradients in {1e3 * sent:.0f} ms, "
+          f"{exposed:.0%} of it exposed")
+    print(f"held back, {large} samples a rank: predicted {1e3 * predicted:.0f} ms, measured {1e3 * middle[large, 1]:.0f} ms, "
+          f"error {error:+.1%}")
+    curves = {f"this machine's loopback, {link.bytes_s / 1e9:.2f} GB/s": link, **{f"{name} (assumed)": one for name, one in LINKS.items()}}
+    drawn = {name: [scaling.efficiency(compute, exposed, nbytes, n, one) for n in DEVICES] for name, one in curves.items()}
+    for name, values in drawn.items():
+        print(f"model, {name}: " + ", ".join(f"{n} devices {value:.0%}" for n, value in zip(DEVICES, values, strict=True)))
+    print("published, MLPerf Training, ResNet-50, of the efficiency at 8: " + ", ".join(f"{n} {share:.0%}" for n, share in MLPERF.items()))
+    print(studies.write("scaling", {
+        "tier": asked.tier, "rounds": asked.rounds, "ranks": RANKS, "gradient_bytes": nbytes,
+        "allreduce": dict(zip(SIZES, measured, strict=True)),
+        "link": {"bytes_s": link.bytes_s, "latency_s": link.latency_s, "worst_error": worst},
+        "steps": [{"micro_batch": micro, "micro_batches": count, "seconds": values} for (micro, count), values in seconds.items()],
+        "compute_s": compute, "exposed": exposed, "held_back": {"predicted_s": predicted, "measured_s": middle[large, 1], "error": error},
+        "devices": DEVICES, "model": drawn, "published": MLPERF}))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except HpmlError as problem:
+        raise SystemExit(f"{Path(__file__).name}: {problem}") from None
