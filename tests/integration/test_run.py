@@ -109,26 +109,27 @@ m.PathFinder.find_spec = classmethod(lambda cls, name, *more: None if name.split
     settings = {**os.environ, "HPML_RESULTS": str(tmp_path), "PYTHONPATH": f"{bare}{os.pathsep}{ROOT}"}
 
     def piece(*words: str) -> str:
-        started = time.monotonic()
-        done = subprocess.run([*command, *words], env=settings, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([*command, *words], env=settings, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert time.monotonic() - started < 60 + 150, "the piece's time, and room for a busy machine's kernels and report"
         return done.stdout
 
     planned = piece("--budget", "60s", "--dry-run")
     assert "in pieces" in planned and "22_pinned_memory" in planned and "a later piece" in planned and "nothing was run" in planned
     assert not (tmp_path / "runs").exists()
-    store, before = tmp_path / "runs" / "pieces" / "records.jsonl", []
-    for number in range(8):
-        piece("--budget", "60s", *(["--resume"] if number else []))
-        after = records.read(store)
-        assert [r.record_id for r in after[:len(before)]] == [r.record_id for r in before], "nothing recorded is lost"
-        before = after
-        states = {n["name"]: n for n in json.loads((store.parent / "status.json").read_text())["notebooks"]}
-        if all(n["status"] == "ok" for n in states.values()):
-            break
-        assert all(n["status"] == "ok" or "budget" in n["reason"] for n in states.values())
-    assert len(states) == 2 and {n["status"] for n in states.values()} == {"ok"}
+    store = tmp_path / "runs" / "pieces" / "records.jsonl"
+
+    def states() -> dict:
+        return {n["name"]: n for n in json.loads((store.parent / "status.json").read_text())["notebooks"]}
+
+    started = time.monotonic()
+    piece("--budget", "60s")
+    assert time.monotonic() - started < 60 + 240, "the piece's time, and room for a very busy machine's kernels and reports"
+    before = records.read(store)
+    assert all(n["status"] == "ok" or "budget" in n["reason"] for n in states().values())
+    piece("--budget", "none", "--resume")
+    after = records.read(store)
+    assert [r.record_id for r in after[:len(before)]] == [r.record_id for r in before], "nothing recorded is lost"
+    assert len(states()) == 2 and {n["status"] for n in states().values()} == {"ok"}
     measured = Counter((r.case["key"], r.case["group"], r.protocol["round"]) for r in after if r.status == "ok")
     assert max(measured.values()) == 1 and {r.case["tier"] for r in after} == {"gpu"}
     assert any(r.status == "unsupported" and "onnxruntime is not installed" in r.reason for r in after)
