@@ -109,8 +109,9 @@ def recalls(judged: dict[str, dict]) -> str:
     same frames."""
     last = next(reversed(judged.values()))
     names = [name for name in last["details"] if name.startswith("recall@")]
+    names.sort(key=lambda name: (name.split(", ")[1], len(name), name))  # by the way of the search, then by depth
     rows = {last["metric"]: ([one["value"] for one in judged.values()], last["chance"])}
-    rows |= {name: ([one["details"][name] for one in judged.values()], last["details"][f"chance of {name}"]) for name in sorted(names)}
+    rows |= {name: ([one["details"][name] for one in judged.values()], last["details"][f"chance of {name}"]) for name in names}
     wide = max(map(len, rows)) + 2
     lines = [" " * wide + "".join(f"{name:>12}" for name in [*judged, "chance"])]
     lines += [f"{name:<{wide}}" + "".join(f"{value:>12.1%}" for value in [*values, chance]) for name, (values, chance) in rows.items()]

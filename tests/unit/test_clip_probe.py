@@ -68,3 +68,13 @@ def test_text_beside_the_image_never_says_the_attribute(monkeypatch):
     # All combinations are equally frequent on the stand-in, so the other attributes say nothing of the one in question.
     assert all(one["accuracy"]["probe: text"] <= one["accuracy"]["majority class"] + 0.1 for one in found)
     assert "probe: image + text" in clip_probe.text(found) and clip_probe.text(found).count("points") == 6
+
+
+def test_the_table_of_searches_has_each_depth_in_order_and_its_chance():
+    details = {f"recall@{k}, {way}": 0.1 * k for k in (1, 10, 5) for way in ("text to image", "image to image")}
+    judged = {"metric": "recall@1, image to text", "value": 0.25, "chance": 0.03,
+              "details": details | {f"chance of {name}": value / 2 for name, value in details.items()}}
+    lines = clip_probe.recalls({"before": judged, "after": {**judged, "value": 0.5}}).splitlines()
+    assert lines[0].split() == ["before", "after", "chance"] and lines[1].split()[-3:] == ["25.0%", "50.0%", "3.0%"]
+    assert [line.split(",")[0] for line in lines[2:]] == 2 * ["recall@1", "recall@5", "recall@10"]
+    assert lines[4].split()[-2:] == ["100.0%", "50.0%"]
