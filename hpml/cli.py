@@ -17,7 +17,18 @@ from hpml import cli_clip, env
 from hpml.env import HpmlError
 from hpml.knobs import KNOBS
 
-app = typer.Typer(help="What makes deep learning faster, measured: a benchmark study of six workloads as notebooks.",
+HELP = """What makes deep learning faster, measured: a study of six workloads.
+
+\b
+To begin:
+  hpml env                            what this machine is
+  hpml run                            the study here, 45 minutes at most
+  hpml run --only 23 --tier smoke     one notebook, to see that it works
+  hpml lab                            the course in JupyterLab
+  hpml report RUN                     the report, and what to run here
+  hpml COMMAND --help                 every option of a command
+"""
+app = typer.Typer(help=HELP,
                   no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(help="Data sets: what is here, fetch one, check one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -57,7 +68,7 @@ def run(
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: what the tier says)")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say which notebooks would run and how long, and do nothing")] = False,
 ) -> None:
-    """Run the study: every notebook, then a report with all tables and charts.
+    """Run the study: every notebook, then a report.
 
     A budget that is short beside the work is a piece of it: --budget 8m, then --resume --run-id NAME --budget 8m, until all is done."""
     from hpml import runner
@@ -69,7 +80,7 @@ def run(
 
 
 def _train(workload: str | None, tier: str, run_id: str | None, dry_run: bool, config: Path | None, **flags) -> None:
-    """Train a workload for real: quality after each epoch, weights, TensorBoard logs. Every knob is a flag; what is not given is
+    """Train a workload for real; every knob is a flag. Quality after each epoch, weights, TensorBoard logs; what is not given is
     the file's of --config, else the tier's."""
     from hpml import cases, distributed, study
 
@@ -190,7 +201,7 @@ def check(
     data: Annotated[str, typer.Option(help="the knob data: auto, real, standin or one data set by name")] = "auto",
     export: Annotated[bool, typer.Option("--export/--no-export", help="also export the graph and compare it")] = True,
 ) -> None:
-    """Ask a workload for all that the contract says, one line each. Exit code 1 where something is missing or wrong."""
+    """Ask a workload for what it must hold. One line each; exit code 1 where something is missing or wrong."""
     from hpml import check as contract
 
     wrong = 0
@@ -209,7 +220,7 @@ def report(
     readme: Annotated[bool, typer.Option("--readme", help="write README.md's generated parts and each reference machine's page")] = False,
     bless: Annotated[bool, typer.Option("--bless", help="make this run the reference of its machine (6 rounds, clean commit)")] = False,
 ) -> None:
-    """Build a run's report and its recommended.yaml again from its records; or write README's results; or bless a run as reference."""
+    """Build a run's report and recommended.yaml again. Or write README's results (--readme); or bless a run as reference (--bless)."""
     from hpml import recommend, reference, report_readme
     from hpml import report as site
 
@@ -236,7 +247,7 @@ def compare_runs(
     unlike_protocols: Annotated[bool, typer.Option("--unlike-protocols", help="compare although the ways of measuring differ")] = False,
     changed: Annotated[bool, typer.Option("--changed", help="leave out the cases without a difference")] = False,
 ) -> None:
-    """What became faster, slower, better, worse or broken from RUN_A to RUN_B. Exit code 1 where something is worse beyond the noise."""
+    """What became faster, slower or worse in RUN_B. Exit code 1 where something is worse than in RUN_A beyond the noise."""
     from hpml import agreement, sittings, tables_runs
 
     found = agreement.between(sittings.open_run(run_a), sittings.open_run(run_b), unlike_machines=unlike_machines,
@@ -262,7 +273,7 @@ def load_test(
     url: Annotated[str | None, typer.Option(help="test a server that runs already; nothing is recorded")] = None,
     run_id: Annotated[str | None, typer.Option(help="name of the run's folder under results/runs")] = None,
 ) -> None:
-    """What a service stands, by MLPerf LoadGen: the highest rate within the limit at P99, beside the bound of queueing theory."""
+    """What a service stands, by MLPerf LoadGen. The highest rate within the limit at P99, beside the bound of queueing theory."""
     from hpml import cases, results, study, tables_serving
 
     known = ("bound", "singlestream", "offline", "server", "accuracy")
@@ -441,7 +452,7 @@ def data_publish(
 
 @app.command("weights")
 def fetch_weights(workload: str) -> None:
-    """Download a workload's published weights, with checksum; `--weights pretrained` and weights="pretrained" use them."""
+    """Download a workload's published weights. By checksum; `--weights pretrained` and weights="pretrained" use them."""
     from hpml import pretrained
     from hpml import workloads as known
 
@@ -453,7 +464,7 @@ def notebooks(
     store: Annotated[str | None, typer.Option(help="run at the smoke tier and keep the outputs: numbers as 23,30, or all")] = None,
     check: Annotated[bool, typer.Option("--check", help="fail when a stored notebook is not in normal form")] = False,
 ) -> None:
-    """List the notebooks, store their smoke outputs, or check their stored form."""
+    """List the notebooks, store or check them. Stored are the outputs of the smoke tier, in normal form."""
     from hpml import notebooks as course
 
     if store:
@@ -494,7 +505,7 @@ def serve(
     max_megapixels: Annotated[float | None, typer.Option(help="a larger picture is refused (413) before it is decoded")] = None,
     search: Annotated[bool, typer.Option("--search", help="find streams and batch by a short search, save them, and end")] = False,
 ) -> None:
-    """Serve a workload over HTTP, with a page at /: loopback only, a deadline kept by refusing what would miss it."""
+    """Serve a workload over HTTP, with a page at /. Loopback only; a deadline kept by refusing what would miss it."""
     from hpml.serve import server
 
     given = {"streams": streams, "threads": threads, "max_batch": max_batch, "max_wait_ms": max_wait_ms, "queue": queue,
@@ -537,7 +548,7 @@ def export_triton(
     queue: Annotated[int, typer.Option(help="requests that wait, at most; Triton refuses more")] = 64,
     deadline_ms: Annotated[float, typer.Option(help="Triton refuses what has waited longer")] = 150.0,
 ) -> None:
-    """Write a workload's ONNX graph as a model of NVIDIA Triton: configuration, labels, and how to start it."""
+    """Write a graph as a model of NVIDIA Triton. Configuration, labels, and how to start it."""
     from hpml.serve import triton
 
     made = triton.export(workload, repository, engine=engine, precision=precision, tier=tier, image=image, run_id=run_id, weights=weights,
@@ -553,7 +564,7 @@ def open_lab(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open a browser at the first notebook")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be copied and started, and do nothing")] = False,
 ) -> None:
-    """Open the course in JupyterLab, in copies of your own under lab/: loopback only, with a token; nothing there is overwritten."""
+    """Open the course in JupyterLab. In copies of your own under lab/, of which none is overwritten; loopback only, with a token."""
     from hpml import lab
 
     lab.open_course(port=port, browser=browser, dry_run=dry_run)
@@ -573,7 +584,7 @@ def track(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     annotate: Annotated[bool, typer.Option("--annotate/--no-annotate", help="write a video with the places drawn in")] = True,
 ) -> None:
-    """Find the shuttle in every frame of a video: positions as CSV, an annotated video, a summary. Engines are stored and used again."""
+    """Find the shuttle in every frame of a video. Positions as CSV, an annotated video, a summary; engines are stored and used again."""
     from hpml.serve import tracking as application
 
     done = application.track(video, out=out, weights=weights, engine=engine, precision=precision, tier=tier, image=image, variant=variant,
@@ -584,7 +595,7 @@ def track(
 
 @app.command("env")
 def show_env() -> None:
-    """Print this machine's fingerprint, what is installed and which engines are available."""
+    """This machine, what is installed, which engines. Printed as JSON."""
     from hpml import engines
 
     reasons = engines.availability("cpu")
