@@ -3,6 +3,7 @@
 What a notebook holds is not trusted (its outputs quote logs): the exporter's HTML is rebuilt from a list of allowed tags.
 """
 
+import functools
 import html
 import re
 from html.parser import HTMLParser
@@ -178,7 +179,6 @@ class Safe(HTMLParser):
 def body(path: Path, pages: set[str]) -> str:
     """The notebook's cells and outputs. `pages` are the files of the report that may be linked. Raises HpmlError for a damaged notebook."""
     import nbformat
-    from nbconvert.exporters import HTMLExporter
 
     try:
         notebook = nbformat.read(path, as_version=4)
@@ -188,10 +188,7 @@ def body(path: Path, pages: set[str]) -> str:
         if cell.cell_type == "code":
             cell.outputs = [_spoken(output) for output in cell.get("outputs", [])]
             _describe(cell.outputs)
-    exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(ASSETS)])
-    exporter.exclude_anchor_links = True
-    # Without this each printed line has a box of its own.
-    exporter.register_preprocessor("nbconvert.preprocessors.coalescestreams.CoalesceStreamsPreprocessor", enabled=True)
+    exporter = _exporter()
     resources = {"metadata": {"path": str(path.parent), "name": path.stem}}
     try:
         exporter.embed_images = True
@@ -202,6 +199,24 @@ def body(path: Path, pages: set[str]) -> str:
     safe = Safe(pages, f"Picture made by the code above it in {path.stem}")
     safe.feed(made)
     return safe.text()
+
+
+@functools.cache
+def _exporter():
+    """One for all notebooks: its templates are compiled once."""
+    from nbconvert.exporters import HTMLExporter, TemplateExporter
+    from nbconvert.filters import Highlight2HTML
+
+    class Exporter(HTMLExporter):
+        # HTMLExporter parses what it made again, for marks that Safe drops or sets itself: that takes longer than all the rest.
+        from_notebook_node = TemplateExporter.from_notebook_node
+
+    exporter = Exporter(template_name="notebook", extra_template_basedirs=[str(ASSETS)])
+    exporter.exclude_anchor_links = True
+    exporter.register_filter("highlight_code", Highlight2HTML(pygments_lexer="ipython3", parent=exporter))
+    # Without this each printed line has a box of its own.
+    exporter.register_preprocessor("nbconvert.preprocessors.coalescestreams.CoalesceStreamsPreprocessor", enabled=True)
+    return exporter
 
 
 def _spoken(output):
