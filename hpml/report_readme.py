@@ -34,11 +34,12 @@ def readme_block() -> str:
     lines = ["| workload | machine | best stack | instead of | ratio | quality | % of limit | notebook |", "|---" * 8 + "|"]
     for workload, phase in dict.fromkeys((row.workload, row.phase) for _, _, rows in machines for row in rows
                                          if row.phase in ("train", "infer")):
-        lines += [_best(workload, phase, rows, folder) for folder, _, rows in machines
+        lines += [_best(workload, phase, rows, folder, found) for folder, found, rows in machines
                   if any((row.workload, row.phase) == (workload, phase) for row in rows)]
     folder, _, newest = machines[0]
     parts = ["The highest ratio that holds: faster than the baseline beyond the noise, and no quality lost. Ratio with its 95 % interval; "
-             "the limit is what this machine was measured to reach.", "\n".join(lines), _figure(folder, newest, env.root())]
+             "the limit is what this machine was measured to reach. A ratio leads to its first record; "
+             "`./run_all.sh --only <notebook> --workloads <workload>` measures it again.", "\n".join(lines), _figure(folder, newest, env.root())]
     parts += ["\n".join(f"- {_machine(found[0].machine, found)} {_counts(rows)} [All cases]({_link(folder / 'README.md', env.root())}), "
                         f"[records]({_link(folder / 'records.jsonl', env.root())})." for folder, found, rows in machines)]
     parts += [_int8(found, rows) for _, found, rows in machines]
@@ -55,7 +56,7 @@ def _int8(found: list[records.Record], rows: list[Row]) -> str:
             + tables_int8.markdown(own, rows, workloads.names()))
 
 
-def _best(workload: str, phase: str, rows: list[Row], folder: Path) -> str:
+def _best(workload: str, phase: str, rows: list[Row], folder: Path, found: list[records.Record]) -> str:
     """README's line of a workload and phase on one machine."""
     mine = [row for row in rows if (row.workload, row.phase) == (workload, phase)]
     row = best_of(mine)
@@ -66,7 +67,8 @@ def _best(workload: str, phase: str, rows: list[Row], folder: Path) -> str:
     base = tables.baseline_of(row, rows)
     differs = row.differs_in if base else ()
     stack, instead = (", ".join(f"{knob}={one.knobs[knob]}" for knob in differs) for one in (row, base or row))
-    return (f"| {name} | {machine} | {stack} | {instead} | {_ratio(row)}{_noisy(row)} | {row.quality_text} | {_limit(row)} "
+    ratio = _ratio(row, _link(folder / "records.jsonl", env.root()), _first_lines(found))
+    return (f"| {name} | {machine} | {stack} | {instead} | {ratio}{_noisy(row)} | {row.quality_text} | {_limit(row)} "
             f"| {_number(row, env.root())} |")
 
 
@@ -74,6 +76,7 @@ def machine_page(folder: Path, found: list[records.Record]) -> str:
     """The page of a reference machine: its facts, what was worth it, every case beside its baseline, and how to make them again."""
     rows = _rows(found)
     labels = dict(zip(map(id, rows), tables.names(rows), strict=True))
+    first = _first_lines(found)
     shown = [row for row in rows if not row.is_baseline and not (row.rounds == 0 and row.status == "ok")]
     best: dict[str, Row] = {}
     for row in shown:
@@ -83,8 +86,8 @@ def machine_page(folder: Path, found: list[records.Record]) -> str:
     return "\n\n".join(filter(None, [
         f"# {_chip(found[0].machine['id'])}", "Written by `hpml report --readme` from [records.jsonl](records.jsonl).",
         _machine(found[0].machine, found), _headline(rows), _charts(folder, found, rows),
-        f"## The highest ratio of each comparison\n\n{_lines(list(best.values()), rows, labels, folder)}",
-        f"## All {len(shown)} cases beside their baselines\n\n{_lines(shown, rows, labels, folder)}",
+        f"## The highest ratio of each comparison\n\n{_lines(list(best.values()), rows, labels, folder, first)}",
+        f"## All {len(shown)} cases beside their baselines\n\n{_lines(shown, rows, labels, folder, first)}",
         f"Each number again: {again}, or one notebook's with `--only NN`. The same values as CSV: [tables](tables)."])) + "\n"
 
 
@@ -128,19 +131,32 @@ def _headline(rows: list[Row]) -> str:
     return _counts(rows) + (f" {tables.sentence(best, tables.baseline_of(best, rows))}" if best else "")
 
 
-def _lines(chosen: list[Row], rows: list[Row], labels: dict[int, str], page: Path) -> str:
+def _lines(chosen: list[Row], rows: list[Row], labels: dict[int, str], page: Path, first: dict[tuple, int]) -> str:
     lines = ["| notebook | step | baseline | ratio | verdict | quality | % of limit |", "|---|---|---|---|---|---|---|"]
     for row in chosen:
         base = tables.baseline_of(row, rows)
         verdict = row.verdict + _noisy(row) if row.verdict in ("faster", "slower") else row.verdict_text
         step = f"{tables.title(row.workload)} {tables.PHASES.get(row.phase, row.phase)}: {labels[id(row)]}"
-        lines.append(f"| {_number(row, page)} | {step} | {base.label if base else ''} | {_ratio(row)} | {verdict} | {row.quality_text} "
-                     f"| {_limit(row)} |")
+        lines.append(f"| {_number(row, page)} | {step} | {base.label if base else ''} | {_ratio(row, 'records.jsonl', first)} | {verdict} "
+                     f"| {row.quality_text} | {_limit(row)} |")
     return "\n".join(lines)
 
 
-def _ratio(row: Row) -> str:
-    return f"{row.ratio:.2f}x [{row.low:.2f}, {row.high:.2f}]" if row.ratio and row.low else ""
+def _ratio(row: Row, file: str, lines: dict[tuple, int]) -> str:
+    """The ratio with its interval, leading to the case's first line in the file of records."""
+    if not row.ratio or not row.low:
+        return ""
+    shown = rf"{row.ratio:.2f}x \[{row.low:.2f}, {row.high:.2f}\]"
+    return f"[{shown}]({file}#L{lines[row.group, row.label]})"
+
+
+def _first_lines(found: list[records.Record]) -> dict[tuple, int]:
+    """(group, label) -> number of the first line in records.jsonl with a figure of this case."""
+    lines: dict[tuple, int] = {}
+    for number, r in enumerate(found, 1):
+        if r.status == "ok":
+            lines.setdefault((r.case.get("group"), r.case.get("label")), number)
+    return lines
 
 
 def _noisy(row: Row) -> str:

@@ -1,5 +1,7 @@
 """Reference records: what may be blessed, and README's block written from them alone."""
 
+import re
+
 import pytest
 from test_tables import noise, study, sweep
 
@@ -29,6 +31,9 @@ def test_a_blessed_run_writes_readme(tmp_path, monkeypatch):
     assert "precision=bf16" in text and "1.80x" in text and "0123456789" in text
     full = report_readme.machine_page(folder, records.read(folder / "records.jsonl"))
     assert "1.80x" in full and "--rounds 6" in full and "](records.jsonl)" in full
+    line = int(re.search(r"\[1\.80x [^)]*\]\(records\.jsonl#L(\d+)\)", full)[1])
+    assert records.read(folder / "records.jsonl")[line - 1].knobs["precision"] == "bf16", "a ratio leads to the case's record"
+    assert f"](results/reference/{folder.name}/records.jsonl#L{line})" in text
     assert "](charts/worth.png)" in full and "](charts/steps.png)" in full and "## Load\n\nNot measured here: " in full
     before = {path: path.read_bytes() for path in (folder / "charts").iterdir()}
     assert {folder / "README.md", page} <= set(report_readme.write(page)) and set(before) <= set((folder / "charts").iterdir())
