@@ -34,13 +34,13 @@ def prepare(export: Path, target: Path, *, frames: Path | None = None, videos: I
     in `videos` (named as the clip), then beside the labels. Pictures are copied as they are, frames of videos encoded as JPEG or PNG. Run
     again, it goes on; nothing is overwritten. Raises HpmlError where no labelled frame has a picture, or files would be replaced.
     """
-    files = shuttle.label_files(export) if export.is_dir() else [export]
+    files = [one for one in shuttle.label_files(export) if target not in one.parents] if export.is_dir() else [export]
     if not export.exists() or not files:
         raise HpmlError(f"{export}: no label file (.csv, .tsv or .json) is there")
     root, given = export if export.is_dir() else export.parent, {one.stem: one for one in videos}
     for one in given.values():
         video.facts(one)  # a wrong file is told before anything is written
-    used, remarks, sources, made = {}, [], {}, {}
+    used, places, remarks, sources, made = {}, {}, [], {}, {}
     for file in files:
         where, stem = file.relative_to(root).as_posix(), file.stem.removesuffix("_ball")
         source = _source(file, stem, frames, given)
@@ -61,6 +61,10 @@ def prepare(export: Path, target: Path, *, frames: Path | None = None, videos: I
             if source is None:
                 remarks.append((name, f"{len(part)} labels have neither pictures nor a video: left out"))
                 continue
+            place = source if isinstance(source, Path) else next(iter(source.values()))[0].parent
+            if place in places:
+                raise HpmlError(f"{place}: frames of one clip, but the labels name {places[place]} and {clip}; give the folder above")
+            places[place] = str(clip)
             used[name] = where
             part, wrong = _clip(part, name, source, target, png)
             remarks += wrong

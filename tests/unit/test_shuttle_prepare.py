@@ -144,6 +144,23 @@ def test_two_matches_with_a_rally_of_one_name_stay_two_clips(tmp_path):
     assert set(found["clips"]) == {"m1_r", "m2_r"} and len(shuttle.table(tmp_path / "set")[0]) == 4
 
 
+def test_frames_of_one_clip_are_not_taken_for_two(tmp_path):
+    pictures(tmp_path / "frames", range(3))
+    for name in ("a", "b"):
+        csv(tmp_path / f"labels/{name}.csv", ["0,1,5,5", "1,1,6,5"])
+    found = prepare.prepare(tmp_path / "labels/a.csv", tmp_path / "one", frames=tmp_path / "frames")
+    assert found["clips"]["a"]["frames"] == 2
+    with pytest.raises(HpmlError, match="frames of one clip, but the labels name a and b"):
+        prepare.prepare(tmp_path / "labels", tmp_path / "two", frames=tmp_path / "frames")
+
+
+def test_a_set_below_its_own_source_is_not_read_again(tmp_path):
+    pictures(tmp_path / "frame/r", range(2))
+    csv(tmp_path / "csv/r_ball.csv", ["0,1,5,5", "1,1,6,5"])
+    found = prepare.prepare(tmp_path, tmp_path / "set")
+    assert prepare.prepare(tmp_path, tmp_path / "set") == found and set(found["clips"]) == {"r"}
+
+
 def test_the_commands(tmp_path):
     film(tmp_path / "a.mp4", n=2)
     command = [sys.executable, "-c", "from hpml.cli import main; main()", "data"]
