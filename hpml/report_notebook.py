@@ -70,6 +70,7 @@ ALLOWED = VOID | set(
 )
 ATTRIBUTES = {"class", "id", "title", "colspan", "rowspan", "scope", "open", "start"}
 PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]+", re.ASCII)
+SPOKEN = re.compile(r"<p><em>Alt text: ((?:(?!</p>).)*)</em></p>", re.S)  # a picture's words, which a reader opens
 # As Pandoc reads dollars: no space inside them and no digit after, so that "5 $ and 6 $" stays what it is.
 MATH = re.compile(
     r"\$\$(?P<block>.+?)\$\$|\\begin\{(?P<name>[a-z]+\*?)\}.+?\\end\{(?P=name)\}|(?<![\\$])\$(?P<inline>\S|\S[^$]*?[^\s\\])\$(?![\d$])",
@@ -198,7 +199,7 @@ def body(path: Path, pages: set[str]) -> str:
         made, _ = exporter.from_notebook_node(notebook, resources=resources)
     safe = Safe(pages, f"Picture made by the code above it in {path.stem}")
     safe.feed(made)
-    return safe.text()
+    return SPOKEN.sub(r'<details class="alt"><summary>In words</summary>\1</details>', safe.text())
 
 
 @functools.cache

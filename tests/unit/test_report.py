@@ -162,6 +162,8 @@ def test_every_picture_has_alternative_text(site):
     assert all(attrs.get("alt") for pictures in found.values() for attrs in pictures)
     assert found["23_mixed_precision.html"][0]["alt"] == "bf16 is 1.38x [1.3, 1.4]"
     assert len(found["index.html"]) >= 8
+    folded = '<details class="alt"><summary>In words</summary>bf16 is 1.38x [1.3, 1.4]</details>'
+    assert folded in (site / "23_mixed_precision.html").read_text()
 
 
 def test_scripts_are_only_our_own(site):
