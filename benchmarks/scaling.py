@@ -55,8 +55,8 @@ def allreduces() -> list[float]:
         return [float(line) for line in answer.read_text().splitlines()]
 
 
-def steps(tier: str, rounds: int) -> tuple[dict[tuple[int, int], list[float]], float]:
-    """({(micro-batch of a rank, micro-batches): seconds of a step, one for each round}, bytes of the gradients)."""
+def steps(tier: str, rounds: int) -> tuple[dict[tuple[int, int], list[float]], float, str]:
+    """({(micro-batch of a rank, micro-batches): seconds of a step, one for each round}, bytes of the gradients, the data)."""
     base = hpml.case("resnet50", phase="train", tier=tier, parallel="ddp", ranks=RANKS)
     small = max(2, base.knobs["batch"] // (RANKS * COUNT))
     asked = [(small, 1), (small, COUNT), (2 * small, 1), (2 * small, COUNT)]
@@ -68,7 +68,8 @@ def steps(tier: str, rounds: int) -> tuple[dict[tuple[int, int], list[float]], f
         own = compare.calmest(record for record in run.records if record.case["key"] == key)
         count = own[0].knobs["accum_steps"]
         seconds[own[0].knobs["batch"] // (RANKS * count), count] = [statistics.median(record.samples["values"]) for record in own]
-    return seconds, 4 * run.records[0].actual["parameters"]
+    actual = own[0].actual
+    return seconds, 4 * actual["parameters"], actual["data"]["title"]
 
 
 def main() -> None:
@@ -79,31 +80,33 @@ def main() -> None:
     measured = allreduces()
     link = scaling.fit_link(SIZES, measured, RANKS)
     worst = max(abs(scaling.allreduce_s(size, RANKS, link) / value - 1) for size, value in zip(SIZES, measured, strict=True))
-    print(f"link: {link.bytes_s / 1e9:.2f} GB/s, {1e6 * link.latency_s:.0f} us a message; the fit is off by at most {worst:.0%} of a size")
-    seconds, nbytes = steps(asked.tier, asked.rounds)
+    seconds, nbytes, data = steps(asked.tier, asked.rounds)
     middle = {one: statistics.median(values) for one, values in seconds.items()}
     small, large = sorted({micro for micro, _ in middle})
     sent = scaling.allreduce_s(nbytes, RANKS, link)
     compute, exposed = scaling.fit_step(middle[small, 1], middle[small, COUNT], COUNT, sent)
     larger = (middle[large, COUNT] - exposed * sent) / COUNT
-    predicted = scaling.step_s(larger, exposed, nbytes, RANKS, link)
-    error = predicted / middle[large, 1] - 1
-    print(f"step of {small} samples a rank: compute {1e3 * compute:.0f} ms, {nbytes / 1e6:.0f} MB of gradients in {1e3 * sent:.0f} ms, "
-          f"{exposed:.0%} of it exposed")
-    print(f"held back, {large} samples a rank: predicted {1e3 * predicted:.0f} ms, measured {1e3 * middle[large, 1]:.0f} ms, "
-          f"error {error:+.1%}")
-    curves = {f"this machine's loopback, {link.bytes_s / 1e9:.2f} GB/s": link, **{f"{name} (assumed)": one for name, one in LINKS.items()}}
-    drawn = {name: [scaling.efficiency(compute, exposed, nbytes, n, one) for n in DEVICES] for name, one in curves.items()}
-    for name, values in drawn.items():
-        print(f"model, {name}: " + ", ".join(f"{n} devices {value:.0%}" for n, value in zip(DEVICES, values, strict=True)))
-    print("published, MLPerf Training, ResNet-50, of the efficiency at 8: " + ", ".join(f"{n} {share:.0%}" for n, share in MLPERF.items()))
-    print(studies.write("scaling", {
-        "tier": asked.tier, "rounds": asked.rounds, "ranks": RANKS, "gradient_bytes": nbytes,
-        "allreduce": dict(zip(SIZES, measured, strict=True)),
+    predicted, found = scaling.step_s(larger, exposed, nbytes, RANKS, link), middle[large, 1]
+    links = {f"loopback here, {link.bytes_s / 1e9:.2f} GB/s": link, **LINKS}
+    rows = [{"devices": n, **{name: f"{scaling.efficiency(compute, exposed, nbytes, n, one):.0%}" for name, one in links.items()}}
+            for n in DEVICES]
+    published = " and ".join(f"{share:.0%} at {n}" for n, share in MLPERF.items())
+    says = [
+        f"Link: {link.bytes_s / 1e9:.2f} GB/s and {1e6 * link.latency_s:.0f} us a message fit the all-reduces, {worst:.0%} off.",
+        f"A step of {small} samples a rank: {1e3 * compute:.0f} ms of arithmetic; {nbytes / 1e6:.0f} MB of gradients take "
+        f"{1e3 * sent:.0f} ms, of which {exposed:.0%} stand in the step.",
+        f"Held back, {large} samples a rank: predicted {1e3 * predicted:.0f} ms, measured {1e3 * found:.0f} ms, an error of "
+        f"{predicted / found - 1:+.1%}.",
+        "The table is the model's, not measured; links other than the loopback are assumed. Published for ResNet-50 in MLPerf Training, of "
+        f"the efficiency at 8 devices: {published}.",
+    ]
+    path = studies.write("scaling", {
+        "tier": asked.tier, "data": data, "n": sum(map(len, seconds.values())), "knobs": {"ranks": RANKS, "rounds": asked.rounds},
+        "rows": rows, "says": says, "gradient_bytes": nbytes, "allreduce": dict(zip(SIZES, measured, strict=True)),
         "link": {"bytes_s": link.bytes_s, "latency_s": link.latency_s, "worst_error": worst},
         "steps": [{"micro_batch": micro, "micro_batches": count, "seconds": values} for (micro, count), values in seconds.items()],
-        "compute_s": compute, "exposed": exposed, "held_back": {"predicted_s": predicted, "measured_s": middle[large, 1], "error": error},
-        "devices": DEVICES, "model": drawn, "published": MLPERF}))
+        "compute_s": compute, "exposed": exposed, "held_back": {"predicted_s": predicted, "measured_s": found}})
+    print(studies.text("scaling", "python benchmarks/scaling.py"), path, sep="\n")
 
 
 if __name__ == "__main__":
