@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpml import cases, env, notebooks, recommend, records, report, tables
 from hpml.compare import is_quality_run
-from hpml.env import BudgetSpent, HpmlError
+from hpml.env import BudgetSpent, HpmlError, Unavailable
 from hpml.notebooks import Notebook
 from hpml.results import Results
 from hpml.workloads import canonical, sources
@@ -193,9 +193,10 @@ def execute(book: Notebook, parameters: dict, folder: Path, share_s: float | Non
                                    progress_bar=False, extra_arguments=notebooks.QUIET_KERNEL,
                                    execution_timeout=None if share_s is None else int(share_s) + 60)
     except PapermillExecutionError as error:
-        cut = error.ename == BudgetSpent.__name__
-        outcome = {"status": "skipped" if cut else "failed",
-                   "reason": (error.evalue if cut else f"cell {error.exec_count}: {error.ename}: {error.evalue}")[:300]}
+        # A spent budget, or something that the notebook cannot do without and that is not on this machine: nothing went wrong.
+        excused = error.ename in (BudgetSpent.__name__, Unavailable.__name__)
+        outcome = {"status": "skipped" if excused else "failed",
+                   "reason": (error.evalue if excused else f"cell {error.exec_count}: {error.ename}: {error.evalue}")[:300]}
     except (CellTimeoutError, TimeoutError):
         outcome = {"status": "timeout", "reason": f"a cell took longer than the notebook's share of the budget ({share_s:.0f} s)"}
     except DeadKernelError:

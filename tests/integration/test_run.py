@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hpml import env, records
+from hpml import compare, env, records
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = [sys.executable, "-c", "from hpml.cli import main; main()", "run", "--tier", "smoke", "--workloads", "resnet50"]
@@ -104,7 +104,7 @@ def test_the_gpu_tier_in_pieces_on_a_bare_machine(tmp_path):
 find = m.PathFinder.find_spec
 m.PathFinder.find_spec = classmethod(lambda cls, name, *more: None if name.split(".")[0] in {ABSENT} else find(name, *more))
 """)
-    command = [*COMMAND[:3], "run", "--tier", "gpu", "--device", "cpu", "--workloads", str(ROOT / "tests" / "tiny.py"), "--only", "22,31",
+    command = [*COMMAND[:3], "run", "--tier", "gpu", "--device", "cpu", "--workloads", str(ROOT / "tests" / "tiny.py"), "--only", "22,30",
                "--run-id", "pieces", "--rounds", "1"]
     settings = {**os.environ, "HPML_RESULTS": str(tmp_path), "PYTHONPATH": f"{bare}{os.pathsep}{ROOT}"}
 
@@ -125,14 +125,16 @@ m.PathFinder.find_spec = classmethod(lambda cls, name, *more: None if name.split
     piece("--budget", "60s")
     assert time.monotonic() - started < 60 + 240, "the piece's time, and room for a very busy machine's kernels and reports"
     before = records.read(store)
-    assert all(n["status"] == "ok" or "budget" in n["reason"] for n in states().values())
+    excuses = "budget", "onnxruntime is not installed"
+    assert all(n["status"] == "ok" or any(word in n["reason"] for word in excuses) for n in states().values())
     piece("--budget", "none", "--resume")
     after = records.read(store)
     assert [r.record_id for r in after[:len(before)]] == [r.record_id for r in before], "nothing recorded is lost"
-    assert len(states()) == 2 and {n["status"] for n in states().values()} == {"ok"}
-    measured = Counter((r.case["key"], r.case["group"], r.protocol["round"]) for r in after if r.status == "ok")
+    assert {name[:2]: n["status"] for name, n in states().items()} == {"22": "ok", "30": "skipped"}, "30 cannot do without an engine"
+    assert "onnxruntime is not installed" in states()["30_onnx_export"]["reason"]
+    measured = Counter((r.case["key"], r.case["group"], r.protocol["round"]) for r in after
+                       if r.status == "ok" and r.case["technique"] != compare.NOISE)  # its very first launch is thrown away
     assert max(measured.values()) == 1 and {r.case["tier"] for r in after} == {"gpu"}
-    assert any(r.status == "unsupported" and "onnxruntime is not installed" in r.reason for r in after)
 
 
 def test_what_a_reader_types_works_word_for_word(tmp_path):

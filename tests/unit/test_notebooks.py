@@ -45,9 +45,11 @@ def test_a_notebook_about_one_workload_runs_for_it_alone(tmp_path, monkeypatch):
         runner._about([own], ["my_model.py"], ["98"], "auto")
 
 
-@pytest.mark.parametrize(("cell", "status"), [
-    ("import hpml.env\nraise hpml.env.BudgetSpent('budget: no time was left')", "skipped"), ("{}['records']", "failed")])
-def test_only_the_budget_excuses_a_notebook(tmp_path, monkeypatch, cell, status):
+@pytest.mark.parametrize(("cell", "status", "reason"), [
+    ("import hpml.env\nraise hpml.env.BudgetSpent('budget: no time was left')", "skipped", "budget: no time was left"),
+    ("import hpml.env\nraise hpml.env.Unavailable('x is not installed')", "skipped", "x is not installed"),
+    ("{}['records']", "failed", "cell 2: KeyError: 'records'")])
+def test_only_the_budget_and_what_is_not_here_excuse_a_notebook(tmp_path, monkeypatch, cell, status, reason):
     cut = book()
     cut.metadata["kernelspec"] = {"name": "python3", "display_name": "x"}
     cut.cells[-1] = v4.new_code_cell(cell)
@@ -55,7 +57,7 @@ def test_only_the_budget_excuses_a_notebook(tmp_path, monkeypatch, cell, status)
     monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)
     outcome = runner.execute(notebooks.course()[0], {}, tmp_path / "run", 30)
     assert outcome["status"] == status and "HPML_DEADLINE" not in runner.os.environ
-    assert outcome["reason"] == ("budget: no time was left" if status == "skipped" else "cell 2: KeyError: 'records'")
+    assert outcome["reason"] == reason
 
 
 def test_an_undeclared_parameter_stops_the_run(tmp_path, monkeypatch):
