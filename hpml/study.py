@@ -70,7 +70,8 @@ def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None
     measure(plan, least, done, store, records.read(store), adaptive=not rounds and needs_floor(cases), fresh=fresh)
     known = records.read(store)
     own = [r for r in known if r.case["group"] == plan.group]
-    cut = [r for r in own if r.status == "skipped" and r.reason.startswith(OUT_OF_TIME) and r.case["key"] not in _measured_keys(own)]
+    last = {r.case["key"]: r for r in own}  # what a later piece found, also that the case cannot be here, is no longer cut
+    cut = [r for key, r in last.items() if r.status == "skipped" and r.reason.startswith(OUT_OF_TIME) and key not in _measured_keys(own)]
     if cut:
         missing = len({r.case["key"] for r in cut})
         raise BudgetSpent(f"{cut[0].reason}; {missing} of {len(cases)} cases have no figure yet, --resume goes on from here")
