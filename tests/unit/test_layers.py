@@ -15,8 +15,8 @@ LAYERS = [
      "sensitivity", "transfer", "checkpoint", "loadgen", "loadtargets", "loadfacts"},
     {"launch", "cases", "rounds", "study", "results", "check", "serve", "recommend", "configfile", "loadsite", "loadtest", "streams",
      "apps"},
-    {"cli", "cli_clip", "runner", "lab", "notebooks", "reference", "report", "report_notebook", "report_page", "report_readme",
-     "report_charts", "report_records", "report_results", "report_search", "report_summary"},
+    {"cli", "cli_clip", "cli_data", "cli_serve", "cli_train", "runner", "lab", "notebooks", "reference", "report", "report_notebook",
+     "report_page", "report_readme", "report_charts", "report_records", "report_results", "report_search", "report_summary"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
