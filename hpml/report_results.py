@@ -132,7 +132,7 @@ def slug(*words: str) -> str:
 
 
 def best_of(rows: Sequence[Row]) -> Row | None:
-    """The highest ratio that holds: faster than the baseline beyond the noise, no quality lost, one with its quality kept first."""
+    """The highest ratio that holds: faster than the baseline beyond the noise, its quality kept; without such a case, not measured."""
     held = [row for row in rows if row.verdict == "faster" and not row.quality_text.startswith("lost")]
     kept = [row for row in held if row.quality == "kept"]
     return max(kept or held, key=lambda row: row.ratio, default=None)
