@@ -103,6 +103,7 @@ class Browser:
 
     def open(self, url: str, *, width: int = 1280, ready: str = "document.body && document.body.dataset.samples === 'ready'") -> None:
         """Until the page is `ready`, by default a served one with its samples."""
+        self.said.clear()  # the page before said it
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
         self.call("Page.navigate", url=url)
         self.wait(f"location.href === {json.dumps(url)} && ({ready})")
