@@ -92,7 +92,7 @@ def main() -> None:
             for n in DEVICES]
     published = " and ".join(f"{share:.0%} at {n}" for n, share in MLPERF.items())
     says = [
-        f"Link: {link.bytes_s / 1e9:.2f} GB/s and {1e6 * link.latency_s:.0f} us a message fit the all-reduces, {worst:.0%} off.",
+        f"Link: {link.bytes_s / 1e9:.2f} GB/s and {1e6 * link.latency_s:.0f} us a message fit the all-reduces within {worst:.0%}.",
         f"A step of {small} samples a rank: {1e3 * compute:.0f} ms of arithmetic; {nbytes / 1e6:.0f} MB of gradients take "
         f"{1e3 * sent:.0f} ms, of which {exposed:.0%} stand in the step.",
         f"Held back, {large} samples a rank: predicted {1e3 * predicted:.0f} ms, measured {1e3 * found:.0f} ms, an error of "
