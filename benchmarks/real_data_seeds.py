@@ -10,27 +10,14 @@ set, a seed that was trained before is not trained again.
 """
 
 import argparse
-import math
 import os
-import statistics
 import tempfile
 
-from scipy.stats import t
-
 import hpml
-from hpml import tables
+from hpml import scoring, tables
 
 PLAIN = {"xlnet": "the majority class", "deeplabv3": "background everywhere"}
 KNOBS = {"xlnet": {"variant": "small"}, "deeplabv3": {}}
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % Student interval; without a second value the interval is unbounded."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, -math.inf, math.inf
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
 
 
 def trainings(name: str, asked: argparse.Namespace) -> list:
@@ -49,15 +36,15 @@ def trainings(name: str, asked: argparse.Namespace) -> list:
 
 def answer(name: str, found: list) -> None:
     last, data = found[-1], found[-1].actual["data"]
-    gains = [100 * (record.quality["value"] - record.quality["chance"]) for record in found]
-    mean, low, high = interval(gains)
+    gain = scoring.paired_difference([100 * record.quality["chance"] for record in found],
+                                     [100 * record.quality["value"] for record in found])
     knobs = ", ".join(f"{knob}={last.knobs[knob]}" for knob in ("variant", "image", "length", "batch", "epochs") if knob in last.knobs)
     values = ", ".join(f"{100 * record.quality['value']:.1f}" for record in found)
     print(f"\n{tables.title(name)}, {data['title']} ({data['origin']}): {data['n_train']:,} + {data['n_test']:,} {data['unit']}; {knobs}")
     print(f"{last.quality['metric']} by seed: {values} %; "
           f"{PLAIN[name]}: {100 * last.quality['chance']:.1f} %")
-    print(f"difference {mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f} over n={len(found)} seeds: "
-          + (f"above {PLAIN[name]}" if low > 0 else f"not shown to be above {PLAIN[name]}"))
+    print(f"difference {gain['mean']:+.1f} points, 95 % interval {gain['low']:+.1f} to {gain['high']:+.1f} over n={gain['n']} seeds: "
+          + (f"above {PLAIN[name]}" if gain["low"] > 0 else f"not shown to be above {PLAIN[name]}"))
 
 
 def main() -> None:

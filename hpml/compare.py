@@ -60,11 +60,16 @@ class Row:
 
 def interval(logs: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
     """Ratio and the ends of its Student interval from per-round log-ratios; needs at least two."""
+    return tuple(map(math.exp, mean_interval(logs, confidence)))
+
+
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """Mean and the ends of its Student interval; needs at least two values."""
     from scipy.stats import t
 
-    mean = statistics.fmean(logs)
-    half = t.ppf(0.5 + confidence / 2, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+    mean = statistics.fmean(values)
+    half = t.ppf(0.5 + confidence / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
 
 
 def log_ratios(base: dict[int, float], other: dict[int, float]) -> list[float]:

@@ -12,8 +12,8 @@ from hpml import env, turns
 BUSY_SHARE = 0.10  # of all cores, taken by other processes or stolen by the host: above it a round is flagged and repeated
 # A host that takes its cores away need not tell its guests. What shows it are bursts: calls that take much longer than most.
 BURST = 1.25  # times the median call
-LONG_S = 10.0  # a call of so many seconds needs no more warm-up and is measured once a round: BF16 on a CPU that computes it in FP32
 BURST_SHARE = 0.20  # of the window's time, spent in bursts: above it a round is flagged and repeated likewise
+LONG_S = 10.0  # a call of so many seconds needs no more warm-up and is measured once a round: BF16 on a CPU that computes it in FP32
 
 
 def set_threads(threads: int) -> int:
@@ -52,7 +52,9 @@ def steady(step: Callable[[int], object], *, clock: Callable[[], float], warmup:
         return clock() - before
 
     first_call_s = timed()
-    any(timed() > LONG_S for _ in range(1, warmup))
+    for _ in range(1, warmup):
+        if timed() > LONG_S:
+            break
     values = []
     while unfinished(values, min_iters=min_iters, min_seconds=min_seconds):
         if turns.wait() and values and is_short(values[-1]):

@@ -8,7 +8,7 @@ from pathlib import Path
 from hpml import compare, env, notebooks, recommend, records, report_charts, tables, tables_int8, workloads
 from hpml.compare import Row
 from hpml.env import HpmlError
-from hpml.report_results import Charts, best_of
+from hpml.report_results import BEST, Charts, best_of
 
 BEGIN, END = "<!-- results: written by `hpml report --readme` -->", "<!-- /results -->"
 LIST_BEGIN, LIST_END = "<!-- notebooks: written by `hpml report --readme` -->", "<!-- /notebooks -->"
@@ -37,9 +37,8 @@ def readme_block() -> str:
         lines += [_best(workload, phase, rows, folder, found) for folder, found, rows in machines
                   if any((row.workload, row.phase) == (workload, phase) for row in rows)]
     folder, _, newest = machines[0]
-    parts = ["The highest ratio that holds: faster than the baseline beyond the noise, and no quality lost where it was measured. "
-             "Ratio with its 95 % interval; the limit is what this machine was measured to reach. A ratio leads to its first record; "
-             "`./run_all.sh --only <notebook> --workloads <workload>` measures it again.",
+    parts = [f"{BEST} Ratio with its 95 % interval; the limit is what this machine was measured to reach. "
+             "A ratio leads to its first record; `./run_all.sh --only <notebook> --workloads <workload>` measures it again.",
              "\n".join(lines), _figure(folder, newest, env.root())]
     parts += ["\n".join(f"- {_machine(found[0].machine, found)} {_counts(rows)} [All cases]({_link(folder / 'README.md', env.root())}), "
                         f"[records]({_link(folder / 'records.jsonl', env.root())})." for folder, found, rows in machines)]

@@ -131,6 +131,9 @@ def slug(*words: str) -> str:
     ]
 
 
+BEST = "The highest ratio that holds: faster than the baseline beyond the noise, and no quality lost where it was measured."
+
+
 def best_of(rows: Sequence[Row]) -> Row | None:
     """The highest ratio that holds: faster than the baseline beyond the noise, its quality kept; without such a case, not measured."""
     held = [row for row in rows if row.verdict == "faster" and not row.quality_text.startswith("lost")]

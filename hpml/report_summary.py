@@ -115,8 +115,7 @@ def _best(rows: Sequence[Row], pages: set[str]) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in
                    ("workload", "ratio", "best stack", "instead of", "quality", "% of limit", "notebook"))
     body = "".join(lines)
-    return ("<p>The highest ratio that holds: faster than the baseline beyond the noise, and no quality lost. Each figure leads to its "
-            "records; the command below measures it again.</p>"
+    return (f"<p>{report_results.BEST} Each figure leads to its records; the command below measures it again.</p>"
             f'<div class="scroll"><table class="best"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
 

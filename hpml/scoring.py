@@ -1,9 +1,10 @@
 """Figures of predictions beyond one score: by class, by confidence, at outlines, and differences over paired seeds."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from hpml import compare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,12 +14,9 @@ BINS = 10  # of confidence
 
 def paired_difference(one: Sequence[float], other: Sequence[float]) -> dict:
     """Mean of `other` minus `one` over seeds that both were run with, and its 95 % Student interval; one seed bounds nothing."""
-    from scipy.stats import t
-
     gains = [b - a for a, b in zip(one, other, strict=True)]
-    half = t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-    mean = statistics.fmean(gains)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(gains)}
+    mean, low, high = compare.mean_interval(gains) if len(gains) > 1 else (gains[0], -math.inf, math.inf)
+    return {"mean": mean, "low": low, "high": high, "n": len(gains)}
 
 
 def by_confidence(right: "np.ndarray", sure: "np.ndarray", bins: int = BINS) -> dict:

@@ -40,7 +40,7 @@ def load(width: int, n_train: int = 0, n_test: int = 0, seed: int = 0) -> tuple[
     """(arrays {train_images, train_labels, test_images, test_labels}, checksum), equal for equal arguments; 0 frames: N_TRAIN, N_TEST.
 
     Images are uint8 [N, width * 9 // 16, width, 3], labels float32 [N, 3]: x, y in pixels of the frame and visible (0 or 1). Frame i
-    belongs to clip i // CLIP_FRAMES, and fewer frames are the first of more. Rendered once (seconds), then memory-mapped. Raises
+    belongs to clip i // CLIP_FRAMES, and fewer frames are the first of more. Rendered once, then memory-mapped. Raises
     HpmlError when the cache cannot be written.
     """
     counts = {"train": n_train or N_TRAIN, "test": n_test or N_TEST}

@@ -162,9 +162,8 @@ def search(path: Path, *, text: str | None = None, image: Path | None = None, k:
         asked = {name: index.made["asked"][name] for name in ASKED}
     except (KeyError, TypeError):
         raise HpmlError(f"{path}: does not say which model made it: make it again") from None
-    job, module = _same_model(path, index, asked)
+    job, module, frames = _same_model(path, index, asked)
     if image is None:
-        frames = module.data(job["knobs"])
         query = _text_embedding(job, module, frames, text)
         return _named(index, clip_index.nearest(index.embeddings, query, k)), described(index.made | {"title": module.TITLE}, frames)
     try:
@@ -185,7 +184,7 @@ def _named(index: Index, near: list[tuple[int, float]]) -> list[tuple[str, float
 
 
 def _same_model(path: Path, index: Index, asked: dict) -> tuple:
-    """(job, workload) of the model that made an index. Raises HpmlError where it is no longer here, or is another one now."""
+    """(job, workload, its frames) of the model that made an index. Raises HpmlError where it is no longer here, or is another one now."""
     again = f"`hpml clip index {index.folder} --out {path}` makes it again"
     if asked["weights"] == "trained" and not (env.run_dir(asked["run_id"]) / "models" / "clip.safetensors").is_file():
         raise HpmlError(f"{path}: made by the weights of run {asked['run_id']}, which are not here; {again}")
@@ -197,16 +196,11 @@ def _same_model(path: Path, index: Index, asked: dict) -> tuple:
     frames = module.data(job["knobs"])
     if any(index.made.get(name) != value for name, value in tokenizer_of(frames).items()):
         raise HpmlError(f"{path}: made with another tokenizer ({index.made.get('tokenizer')}) than is here ({frames.tokenizer}); {again}")
-    return job, module
+    return job, module, frames
 
 
 def _text_embedding(job: dict, module, frames, text: str):
     """A text's embedding [dim] by the FP32 text tower, as it is; more tokens than there are positions are cut."""
-    import torch
-
     if not text or not text.strip():
         raise HpmlError("the text is empty: say what to look for")
-    model = infer.fp32_model(job, module, frames)
-    ids = bpe.encode(bpe.open_tokenizer(frames.tokenizer_file, job["knobs"]["length"]), [text])
-    with torch.inference_mode():
-        return model.embed_text(torch.as_tensor(ids))[0].numpy()
+    return module.lines_embedded(infer.fp32_model(job, module, frames), job["knobs"], frames, [text])[0]

@@ -76,7 +76,7 @@ def _follow(path: Path, seen: video.Facts, stages: Stages, tracker: Tracker, ann
             decode_s += time.perf_counter() - started
             if item is not None:
                 number, at_s, frame = item
-                scale = stages.see(frame, [(row.x, row.y, float(row.visible)) for row in tracker.rows[:-4:-1]])
+                scale = stages.see(frame, [(row.x, row.y, float(row.visible)) for row in tracker.rows[:-stages.design.history - 1:-1]])
                 tracker.step(stages.find, stages.refine)
                 bar.update()
                 waiting.append((number, at_s, frame))

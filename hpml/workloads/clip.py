@@ -272,8 +272,6 @@ def lines_embedded(model, knobs: dict, frames, lines: list[str]):
 def prompts(model, knobs: dict, frames) -> dict:
     """What zero-shot compares a frame with: {"weather", "scene", "timeofday": (values, embeddings [values, templates, dim])}, of sentences
     that say this attribute alone, each by itself. Attributes of which no frame has a known value are left out."""
-    import numpy as np
-
     from hpml.data.captions import ATTRIBUTES, UNKNOWN, attributes
     from hpml.data.captions import prompts as sentences
 
@@ -281,7 +279,8 @@ def prompts(model, knobs: dict, frames) -> dict:
     for key in ATTRIBUTES:
         values = sorted({attributes(one)[key] for one in frames.classes} - {UNKNOWN})
         if values:
-            found[key] = values, np.stack([lines_embedded(model, knobs, frames, sentences(key, value)) for value in values])
+            rows = lines_embedded(model, knobs, frames, [line for value in values for line in sentences(key, value)])
+            found[key] = values, rows.reshape(len(values), -1, rows.shape[1])
     return found
 
 
