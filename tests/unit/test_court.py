@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpml.data import court, rally
+from hpml.data import arena, court, rally
 
 
 @pytest.fixture(scope="module")
@@ -78,20 +78,27 @@ def test_the_label_is_where_the_shuttle_is_to_a_fraction_of_a_pixel():
 
 
 def test_what_is_called_invisible_has_left_the_frame_or_is_covered():
-    hidden = shown = 0
-    for seed in range(8):
+    left = covered = shown = 0
+    for seed in range(30):
         scene = court.Scene(np.random.default_rng(100 + seed), 320, 60)
         for number in range(0, 60, 6):
             frame, (x, y, visible) = scene.frame(number, coded=False)
-            change = np.abs(frame.astype(int) - scene.frame(number, shuttle=False, coded=False)[0]).max()
-            inside = 0 <= x < 320 and 0 <= y < 180
+            bare = scene.frame(number, shuttle=False, coded=False)[0]
+            on_top, cover = bare.copy(), scene._cover(number)
+            if cover[1].size:
+                arena.over(on_top, cover)
+            change, whole = (np.abs(one.astype(int) - bare).sum() for one in (frame, on_top))
+            beyond = max(-x, x - 320, -y, y - 180)  # pixels outside the frame
             if visible:
-                assert inside and change > 0
+                assert beyond < 0 and change > 0.5 * whole
                 shown += 1
-            elif not inside:
-                hidden += 1
-                assert y < 6 or change == 0 or x < 6 or x > 314
-    assert shown > 40 and hidden > 3
+            elif beyond >= 0:
+                assert change == 0 or beyond < 3
+                left += 1
+            else:
+                assert change < 0.9 * whole, "something stands before it"
+                covered += 1
+    assert shown > 200 and left > 10 and covered > 5
 
 
 def test_noise_and_compression_change_pixels_and_not_places():
