@@ -91,7 +91,7 @@ def check(
 def report(
     run_id: Annotated[str | None, typer.Argument(help="a run's name")] = None,
     readme: Annotated[bool, typer.Option("--readme", help="write README.md's generated parts and each reference machine's page")] = False,
-    bless: Annotated[bool, typer.Option("--bless", help="make this run the reference of its machine (6 rounds, clean commit)")] = False,
+    bless: Annotated[bool, typer.Option("--bless", help="put this run into its machine's reference (6 rounds, clean commit)")] = False,
 ) -> None:
     """Build a run's report and recommended.yaml again. Or write README's results (--readme); or bless a run as reference (--bless)."""
     from hpml import recommend, reference, report_readme

@@ -1,6 +1,7 @@
 """Reference records: a run is blessed into results/reference/<machine>/."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from hpml import compare, env, records, report
@@ -8,9 +9,10 @@ from hpml.env import HpmlError
 
 
 def bless(run_id: str) -> Path:
-    """Copy a run's records, tables and charts to the reference of its machine; returns the folder.
+    """Put a run's records into the reference of its machine, with tables and charts of the whole; returns the folder.
 
-    Raises HpmlError unless every comparison with figures has 6 rounds, its noise floor and a clean, known commit.
+    A reference may grow run by run: what it has of the same workloads from the same notebooks is replaced, as is all that another
+    protocol measured. Raises HpmlError unless every comparison with figures has 6 rounds, its noise floor and a clean, known commit.
     """
     run = env.run_dir(run_id)
     found = records.read(run / "records.jsonl")
@@ -25,11 +27,17 @@ def bless(run_id: str) -> Path:
         raise HpmlError(f"a reference knows its noise floor; none is recorded for: {', '.join(unknown)}")
     if any(r.git.get("dirty") or not r.git.get("commit") for r in found):
         raise HpmlError("a reference is measured on a clean commit: these records come from changed or unknown sources")
-    report.build(run)
     target = env.reference_dir() / found[0].machine["id"]
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    shutil.copyfile(run / "records.jsonl", target / "records.jsonl")
-    for name in ("tables", "charts"):
-        shutil.copytree(run / name, target / name)
+    measured = {(r.case["workload"], r.notebook) for r in found}
+    kept = [r for r in records.read(target / "records.jsonl")
+            if (r.case["workload"], r.notebook) not in measured and r.protocol_version == found[0].protocol_version]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".blessing-") as scratch:
+        whole = Path(scratch)
+        for record in kept + found:
+            records.append(whole / "records.jsonl", record)
+        report.build(whole)
+        shutil.rmtree(whole / "report")
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(whole, target)
     return target

@@ -18,7 +18,7 @@ NONE = "No machine's reference is recorded yet."
 def references() -> list[tuple[Path, list[records.Record]]]:
     """(folder, records) of each reference machine, the newest first."""
     found = [(path.parent, records.read(path)) for path in env.reference_dir().glob("*/records.jsonl")]
-    return sorted(found, key=lambda pair: pair[1][0].created, reverse=True)
+    return sorted(found, key=lambda pair: max(r.created for r in pair[1]), reverse=True)
 
 
 def _rows(found: list[records.Record]) -> list[Row]:
@@ -82,7 +82,8 @@ def machine_page(folder: Path, found: list[records.Record]) -> str:
     for row in shown:
         if row.group not in best or (row.ratio or 0) > (best[row.group].ratio or 0):
             best[row.group] = row
-    again = "`HPML_DATA=<your data> ./run_all.sh --workloads resnet50 --rounds 6 --budget none`"
+    names = ",".join(dict.fromkeys(row.workload for row in rows))
+    again = f"`HPML_DATA=<your data> ./run_all.sh --workloads {names} --rounds 6 --budget none`"
     return "\n\n".join(filter(None, [
         f"# {_chip(found[0].machine['id'])}", "Written by `hpml report --readme` from [records.jsonl](records.jsonl).",
         _machine(found[0].machine, found), _headline(rows), _charts(folder, found, rows),
@@ -110,13 +111,18 @@ def _chip(machine_id: str) -> str:
 
 def _machine(machine: dict, found: list[records.Record]) -> str:
     chip = machine["gpu"] or f"{machine['cpu']} (family/model {machine['family_model']}; {', '.join(machine['isa'])})"
-    versions = found[0].versions
+    days = sorted({r.created[:10] for r in found})
+    versions = " and ".join(dict.fromkeys(_versions(r.versions) for r in found))
     data = [r for r in found if r.actual.get("data")]
     texts = dict.fromkeys(", ".join(filter(None, (compare.data_text(r), r.actual["data"].get("note")))) for r in data)
     commits = ", ".join(f"`{commit[:10]}`" for commit in dict.fromkeys(r.git["commit"] for r in found))
-    return (f"**{chip}, {machine['cores']} cores**: measured {found[0].created[:10]} by protocol {found[0].protocol_version} at commit "
-            f"{commits} with torch {versions.get('torch')}, ONNX Runtime {versions.get('onnxruntime-gpu', versions.get('onnxruntime'))}, "
-            f"OpenVINO {versions.get('openvino')}. Data: {'; '.join(texts) or 'none'}.")
+    return (f"**{chip}, {machine['cores']} cores**: measured {' to '.join(dict.fromkeys((days[0], days[-1])))} by protocol "
+            f"{found[0].protocol_version} at commit {commits} with {versions}. Data: {'; '.join(texts) or 'none'}.")
+
+
+def _versions(versions: dict) -> str:
+    return (f"torch {versions.get('torch')}, ONNX Runtime {versions.get('onnxruntime-gpu', versions.get('onnxruntime'))}, "
+            f"OpenVINO {versions.get('openvino')}")
 
 
 def _counts(rows: list[Row]) -> str:

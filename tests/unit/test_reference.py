@@ -1,11 +1,12 @@
 """Reference records: what may be blessed, and README's block written from them alone."""
 
 import re
+import shutil
 
 import pytest
 from test_tables import noise, study, sweep
 
-from hpml import env, recommend, records, reference, report_readme
+from hpml import compare, env, recommend, records, reference, report_readme
 from hpml.env import HpmlError
 
 
@@ -39,6 +40,33 @@ def test_a_blessed_run_writes_readme(tmp_path, monkeypatch):
     assert {folder / "README.md", page} <= set(report_readme.write(page)) and set(before) <= set((folder / "charts").iterdir())
     page.write_text(text)
     assert report_readme.readme(page) == text, "written again it is the same"
+
+
+def test_a_reference_grows_run_by_run(tmp_path, monkeypatch):
+    def measured(workload, notebook, rate, protocol=records.PROTOCOL_VERSION):
+        found = noise() + sweep("precision", ["fp32", "bf16"], rounds=6, rates=(50, rate))
+        for record in found:
+            record.notebook, record.protocol_version = notebook, protocol
+            record.case = {**record.case, "workload": workload, "group": f"{workload} {notebook} {record.case['group']}"}
+        return found
+
+    def blessed(found):
+        shutil.rmtree(env.run_dir("good"), ignore_errors=True)
+        for record in found:
+            record.git = {"commit": "0123456789abcdef", "dirty": False}
+            records.append(env.run_dir("good") / "records.jsonl", record)
+        folder = reference.bless("good")
+        assert {path.name for path in folder.parent.iterdir()} == {folder.name}, "nothing is left beside it"
+        rows = compare.rows(records.read(folder / "records.jsonl"))
+        return {(row.workload, row.notebook): round(row.ratio, 1) for row in rows if row.ratio and not row.is_baseline
+                and row.technique != compare.NOISE}
+
+    run_of(tmp_path, monkeypatch, [])
+    assert blessed(measured("resnet50", "23", 60, protocol=records.PROTOCOL_VERSION - 1)) == {("resnet50", "23"): 1.2}
+    assert blessed(measured("resnet50", "23", 90)) == {("resnet50", "23"): 1.8}, "another protocol's figures go"
+    assert blessed(measured("clip", "23", 80)) == {("resnet50", "23"): 1.8, ("clip", "23"): 1.6}
+    assert blessed(measured("clip", "23", 70) + measured("clip", "27", 65)) == {
+        ("resnet50", "23"): 1.8, ("clip", "23"): 1.4, ("clip", "27"): 1.3}, "measured again, it is replaced"
 
 
 def test_what_is_not_solid_is_not_blessed(tmp_path, monkeypatch):
