@@ -1,7 +1,8 @@
 """What the standard four get right and wrong, beyond one score: one study each, one JSON each, read by notebooks 10 to 13.
 
-    [HPML_DATA=FOLDER] python benchmarks/quality.py optimizers|lengths|masks|calibration [--tier cpu] [--data auto] [--seeds 5]
+    [HPML_DATA=FOLDER] python benchmarks/quality.py whole|optimizers|lengths|masks|calibration [--tier cpu] [--data auto] [--seeds 5]
 
+whole (10): ResNet-50 from random weights on every image that there is, accuracy by epoch, and how long it took.
 optimizers (10): ResNet-50 with SGD and with Adam, five seeds that both share: the difference is paired.
 lengths (11): XLNet trained at several lengths: speed beside quality; the longest one's errors by confidence.
 masks (12): DeepLabV3: IoU by class, of the outline alone (boundary IoU), the best and the worst pictures.
@@ -18,7 +19,7 @@ import tempfile
 import numpy as np
 
 import hpml
-from hpml import env, scoring, studies
+from hpml import env, scoring, studies, train
 
 RUN = "quality"
 SHOWN = 3  # best and worst pictures
@@ -43,6 +44,17 @@ def about(record) -> dict:
     return {"tier": record.case["tier"], "data": f"{data['title']} ({data['origin']})", "n": record.quality["n"],
             "knobs": {name: record.knobs[name] for name in ("variant", "image", "length", "batch", "epochs", "weights", "train_samples")
                       if name in record.knobs}}
+
+
+def whole(asked) -> dict:
+    knobs = {"precision": "bf16", "memory_format": "channels_last"} if train.bf16_native() else {}
+    record = trained(hpml.case("resnet50", fit=True, train_samples=0, test_samples=0, batch=128, epochs=asked.epochs, **knobs))
+    curve, minutes, data = record.quality["curve"], record.protocol["took_s"] / 60, record.actual["data"]
+    rows = [{"epoch": epoch, "loss": f"{loss:.3f}", "top-1": f"{value:.1%}"} for epoch, loss, value in curve]
+    return {**about(record), "curve": curve, "minutes": minutes, "disturbance": {"busy": record.protocol["busy"]}, "rows": rows,
+            "says": [f"{record.quality['value']:.1%} of {record.quality['n']:,} test images after {asked.epochs} epochs of "
+                     f"{data['n_train']:,} images, {minutes:.0f} minutes on {record.machine['cores']} cores in {record.knobs['precision']} "
+                     f"(chance {record.quality['chance']:.0%})"]}
 
 
 def optimizers(asked) -> dict:
@@ -109,7 +121,7 @@ def calibration(asked) -> dict:
                      f"expected calibration error {bins['ece']:.1%}"]}
 
 
-STUDIES = {"optimizers": optimizers, "lengths": lengths, "masks": masks, "calibration": calibration}
+STUDIES = {"whole": whole, "optimizers": optimizers, "lengths": lengths, "masks": masks, "calibration": calibration}
 
 
 def main() -> None:
@@ -119,6 +131,7 @@ def main() -> None:
     parser.add_argument("--tier", default="cpu", choices=("smoke", "cpu", "gpu"))
     parser.add_argument("--data", default="auto", help="auto, real, standin or a data set by name")
     parser.add_argument("--seeds", type=int, default=5, help="of optimizers")
+    parser.add_argument("--epochs", type=int, default=3, help="of whole")
     parser.add_argument("--lengths", default="32,64,128", help="of lengths: tokens of a review")
     asked = parser.parse_args()
     kept = os.environ.get("HPML_RESULTS")

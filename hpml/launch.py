@@ -74,6 +74,8 @@ def side_by_side(asked: list[tuple[dict, Path, float]], *, left_s: float | None 
 
     Each child prepares itself alone, up to its first measured call. Where memory would not hold all of them, the rest comes afterwards.
     """
+    if len(asked) > 1:
+        _watched()
     answers: list[dict] = []
     deadline = math.inf if left_s is None else time.perf_counter() + left_s
     while len(answers) < len(asked):
@@ -97,6 +99,29 @@ def side_by_side(asked: list[tuple[dict, Path, float]], *, left_s: float | None 
                         _end(child.process)
             answers += [child.fields(len(children)) for child in children]
     return answers
+
+
+_watcher = None  # multiprocessing.Process
+
+
+def _watched() -> None:
+    """From here on a process of its own ends the children that are stopped when this one is killed."""
+    global _watcher
+    if _watcher is None or not _watcher.is_alive():
+        with _hidden_main():
+            _watcher = _context().Process(target=_end_the_stopped, daemon=True)
+            _watcher.start()
+
+
+def _end_the_stopped() -> None:
+    """Sleep until the caller is gone, then end its children: no thread of a stopped one could."""
+    import psutil
+
+    os.setpgid(0, 0)  # Ctrl-C is not for it
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    for child in psutil.Process(os.getppid()).children():
+        if child.pid != os.getpid():
+            _signal(child, signal.SIGKILL)
 
 
 def _memory_is_short(children: list) -> bool:
@@ -131,6 +156,7 @@ class _Child:
         """Give the child its turn and wait until it is over, or until the child has ended or taken too long."""
         started = time.perf_counter()
         if self.waits:
+            _signal(self.process, signal.SIGCONT)
             with contextlib.suppress(OSError):  # it was killed meanwhile: the sentinel says so
                 self.line.send("go on")
         self.waits, ends = False, min(self.deadline, time.perf_counter() + self.timeout_s - self.spent_s)
@@ -141,6 +167,8 @@ class _Child:
                 try:
                     self.line.recv()
                     self.waits = True
+                    # Threads of an engine spin for a while after a call, on the cores of whoever comes next.
+                    _signal(self.process, signal.SIGSTOP)
                     continue
                 except (EOFError, OSError):
                     self.line = None
@@ -178,10 +206,15 @@ def _forget_since(cache: Path, began: float) -> None:
             path.unlink(missing_ok=True)
 
 
+def _signal(child, number: int) -> None:
+    """To the child's process group, as far as it is still there."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, number)
+
+
 def _end(child) -> None:
     """Kill the child's process group: also its loader workers, also when the child itself is already dead."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
+    _signal(child, signal.SIGKILL)
     if child.is_alive():
         child.kill()  # it had no group of its own yet
     child.join()

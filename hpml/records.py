@@ -12,7 +12,7 @@ from pathlib import Path
 from hpml.env import HpmlError, now
 
 SCHEMA_VERSION = 1
-PROTOCOL_VERSION = 3  # bump it with any change in the way of measuring: figures of different versions are not compared
+PROTOCOL_VERSION = 4  # bump it with any change in the way of measuring: figures of different versions are not compared
 STATUSES = ("ok", "skipped", "unsupported", "provider_fallback", "parity_failed", "oom", "timeout", "failed")
 
 

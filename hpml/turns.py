@@ -1,7 +1,8 @@
 """Turns: children of one round that are measured side by side, one slice at a time, so that a slow moment of the machine falls on all.
 
 On a shared host the speed of a core drifts within seconds. Two cases measured one after the other meet different moments; measured in
-turns of a tenth of a second they meet the same ones. A child that nobody takes turns with has no line, and waiting costs it nothing.
+turns of a tenth of a second they meet the same ones. Who waits is stopped (SIGSTOP): the threads of an engine spin on after a call. A
+child that nobody takes turns with has no line, and waiting costs it nothing.
 """
 
 import time

@@ -95,8 +95,8 @@ SIZES = {
 def _place(knobs: dict):
     """(module, folder) of the real frames that the knobs mean; None for the stand-in.
 
-    `auto` takes BDD100K where it is. Its folders of a few frames without a split serve steady steps and the loader; what needs a quality
-    (whole trainings, and inference with what they left) then takes the stand-in, because so few cannot test.
+    `auto` takes BDD100K where it is. Its folders of a few frames without a split serve steady steps and the loader as far as they fill a
+    batch; what needs a quality (whole trainings, and inference with what they left) then takes the stand-in: so few cannot test.
     """
     from hpml.data import bdd100k, camvid
     from hpml.env import HpmlError
@@ -108,7 +108,8 @@ def _place(knobs: dict):
         return camvid, camvid.find()
     path = None if source == "standin" else bdd100k.find()
     judged = bool(knobs.get("epochs")) or "workers" not in knobs
-    few = path and source == "auto" and judged and bdd100k.layout(path) == "single"
+    few = path and source == "auto" and bdd100k.layout(path) == "single" and (
+        judged or knobs.get("batch", 1) > sum(1 for _ in (path / "images").iterdir()))
     return (bdd100k, path) if source in ("real", "bdd100k") or path and not few else None
 
 

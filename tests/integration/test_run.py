@@ -15,12 +15,14 @@ import pytest
 from hpml import compare, env, records
 
 ROOT = Path(__file__).parent.parent.parent
-COMMAND = [sys.executable, "-c", "from hpml.cli import main; main()", "run", "--tier", "smoke", "--workloads", "resnet50"]
+RUN = [sys.executable, "-c", "from hpml.cli import main; main()", "run"]
+RESNET = ["--tier", "smoke", "--workloads", "resnet50"]
+TINY = str(ROOT / "tests" / "tiny.py")
 
 
 def start(results: Path, *words: str) -> subprocess.Popen:
     # A shell's background jobs ignore Ctrl-C, and so would what these tests start from one.
-    return subprocess.Popen([*COMMAND, *words], env={**os.environ, "HPML_RESULTS": str(results)}, stdout=subprocess.PIPE,
+    return subprocess.Popen([*RUN, *words], env={**os.environ, "HPML_RESULTS": str(results)}, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, cwd=results, start_new_session=True,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
@@ -47,7 +49,7 @@ def wait_for(condition, timeout_s: float = 240) -> bool:
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_ended_half_way_goes_on_without_measuring_again(tmp_path, end):
     store = tmp_path / "runs" / "half" / "records.jsonl"
-    words = ["--only", "21", "--run-id", "half"]  # none of its cases takes minutes on a CPU without BF16
+    words = ["--tier", "smoke", "--workloads", TINY, "--only", "21", "--run-id", "half"]
     run = start(tmp_path, *words)
     assert wait_for(lambda: len(records.read(store)) >= 2)
     run.send_signal(end)
@@ -80,7 +82,7 @@ def test_a_run_ended_half_way_goes_on_without_measuring_again(tmp_path, end):
 
 def test_the_budget_is_kept_and_what_was_left_out_is_said(tmp_path):
     started = time.monotonic()
-    run = start(tmp_path, "--only", "23,30", "--run-id", "short", "--budget", "45s")
+    run = start(tmp_path, *RESNET, "--only", "23,30", "--run-id", "short", "--budget", "45s")
     out, _ = run.communicate(timeout=120)
     assert run.returncode == 0, out
     assert time.monotonic() - started < 90, "45 s, and room for a slow machine's kernels"
@@ -104,7 +106,7 @@ def test_the_gpu_tier_in_pieces_on_a_bare_machine(tmp_path):
 find = m.PathFinder.find_spec
 m.PathFinder.find_spec = classmethod(lambda cls, name, *more: None if name.split(".")[0] in {ABSENT} else find(name, *more))
 """)
-    command = [*COMMAND[:3], "run", "--tier", "gpu", "--device", "cpu", "--workloads", str(ROOT / "tests" / "tiny.py"), "--only", "22,30",
+    command = [*RUN, "--tier", "gpu", "--device", "cpu", "--workloads", TINY, "--only", "22,30",
                "--run-id", "pieces", "--rounds", "1"]
     settings = {**os.environ, "HPML_RESULTS": str(tmp_path), "PYTHONPATH": f"{bare}{os.pathsep}{ROOT}"}
 
@@ -163,7 +165,7 @@ def test_nothing_phones_out(tmp_path):
         pytest.skip("no right to make a network namespace")
     # Jupyter's kernels talk over loopback, which a fresh namespace has switched off.
     alone = ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
-    run = subprocess.run([*alone, *COMMAND, "--only", "30", "--run-id", "alone"],
+    run = subprocess.run([*alone, *RUN, *RESNET, "--only", "30", "--run-id", "alone"],
                          env={**os.environ, "HPML_RESULTS": str(tmp_path)}, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     assert {r.status for r in records.read(tmp_path / "runs" / "alone" / "records.jsonl")} <= {"ok", "unsupported"}

@@ -192,8 +192,11 @@ def test_what_the_data_stands_for_changes_with_the_files(tmp_path):
     folder = tmp_path / "data" / "bdd100k_ten"
     (folder / "images").mkdir(parents=True)
     (folder / "attributes.csv").write_text("name,weather,scene,timeofday\n")
-    # Ten frames serve the loader and steady steps; what is judged takes the stand-in.
-    assert CLIP.identity({"data": "auto", "workers": 0}) != before["auto"] == CLIP.identity({"data": "auto"})
+    for number in range(10):
+        (folder / "images" / f"{number}.jpg").touch()
+    # Ten frames serve the loader and steady steps of up to ten; what is judged takes the stand-in.
+    assert CLIP.identity({"data": "auto", "workers": 0, "batch": 10}) != before["auto"] == CLIP.identity({"data": "auto"})
+    assert CLIP.identity({"data": "auto", "workers": 0, "batch": 11}) == before["auto"]
     assert CLIP.identity({"data": "standin"}) == before["standin"]
     (tmp_path / "data" / "tokenizers" / "clip").mkdir(parents=True)
     (tmp_path / "data" / "tokenizers" / bpe.FILE).write_bytes(b"")

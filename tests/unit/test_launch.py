@@ -130,6 +130,61 @@ def test_children_beside_each_other_measure_in_turns(tmp_path):
         assert fields["beside"] == 4 and sum(fields["samples"]["values"]) >= 0.6
 
 
+SEES = """import os, pathlib, psutil, runpy
+tiny = runpy.run_path({tiny!r})
+globals().update(tiny)
+folder = pathlib.Path({folder!r})
+def data(knobs):
+    (folder / f"pid-{{os.getpid()}}").touch()
+    return tiny["data"](knobs)
+def loss(outputs, targets):
+    for other in {{int(path.name[4:]) for path in folder.glob("pid-*")}} - {{os.getpid()}}:
+        with (folder / f"seen-{{os.getpid()}}").open("a") as file:
+            print(psutil.Process(other).status() if psutil.pid_exists(other) else "gone", file=file)
+    return tiny["loss"](outputs, targets)
+"""
+
+
+def seeing(tmp_path, **knobs) -> dict:
+    """A training that notes at every step what its neighbour is doing."""
+    path = tmp_path / "sees.py"
+    path.write_text(SEES.format(tiny=str(TINY), folder=str(tmp_path)))
+    asked = training(tmp_path, **knobs)
+    return {**asked, "case": {**asked["case"], "workload": str(path)}}
+
+
+def test_who_waits_for_a_turn_is_stopped(tmp_path):
+    """Its threads may spin: on the cores of whoever has the turn."""
+    asked = [(seeing(tmp_path), tmp_path / "a", 60), (seeing(tmp_path, accum_steps=2), tmp_path / "b", 60)]
+    assert [fields["status"] for fields in launch.side_by_side(asked)] == ["ok", "ok"]
+    seen = [path.read_text().split() for path in tmp_path.glob("seen-*")]
+    there = [[status for status in one if status not in ("zombie", "gone")] for one in seen]
+    assert len(there) == 2 and all(one.count("stopped") > len(one) / 2 for one in there), seen  # it takes a moment to stop
+
+
+def test_who_waits_for_a_turn_ends_with_its_caller(tmp_path):
+    """By kill -9. No thread of a stopped process can see that."""
+    asked = [{**seeing(tmp_path, accum_steps=steps), "protocol": {"seed": 0, "round": 0, "warmup": 1, "min_iters": 3, "min_seconds": 60}}
+             for steps in (1, 2)]
+    script = tmp_path / "caller.py"
+    script.write_text(f"from pathlib import Path\nfrom hpml import launch\n"
+                      f"launch.side_by_side([(one, Path({str(tmp_path)!r}, name), 120) for one, name in zip({asked!r}, 'ab')])\n")
+    caller = subprocess.Popen([sys.executable, str(script)], env=os.environ)
+    try:
+        end_at = time.monotonic() + 60
+        while len(list(tmp_path.glob("seen-*"))) < 2 and time.monotonic() < end_at:
+            time.sleep(0.1)
+        pids = [int(path.name[4:]) for path in tmp_path.glob("pid-*")]
+        assert len(pids) == 2, "the children never took turns"
+    finally:
+        caller.kill()
+        caller.wait(30)
+    end_at = time.monotonic() + 30
+    while (left := [pid for pid in pids if psutil.pid_exists(pid)]) and time.monotonic() < end_at:
+        time.sleep(0.1)
+    assert not left
+
+
 def test_the_time_that_is_left_is_shared(tmp_path):
     """Three seconds for all of them, not for each."""
     asked = [(job(tmp_path, "sleeps"), tmp_path / name, 60) for name in "ab"]
