@@ -18,7 +18,8 @@ from hpml import turns
 from hpml.env import HpmlError, Unavailable, machine, no_gpu
 
 # Which module measures a phase: its function takes (job, workload module) and returns fields of the record.
-MEASURERS = {"train": ("hpml.train", "measure"), "infer": ("hpml.infer", "measure"), "export": ("hpml.infer", "measure_export"),
+MEASURERS = {"train": ("hpml.train", "measure"), "infer": ("hpml.infer", "measure"), "prepare": ("hpml.infer", "prepare"),
+             "export": ("hpml.infer", "measure_export"),
              "build": ("hpml.build", "measure"), "quantize": ("hpml.quantize", "measure"), "serve": ("hpml.loadtest", "measure"),
              "data": ("hpml.loading", "measure"), "pack": ("hpml.pack", "measure"), "transfer": ("hpml.transfer", "measure"),
              "profile": ("hpml.profiling", "measure"), "fit": ("hpml.fit", "fit")}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpml import compare, distributed, engines, env, limits, pretrained, records, stored, workloads
+from hpml import compare, distributed, engines, env, launch, limits, pretrained, records, stored, workloads
 from hpml.cases import Case, case, session
 from hpml.env import BudgetSpent, HpmlError, Unavailable
 from hpml.knobs import KNOBS, defaults
@@ -19,6 +19,7 @@ from hpml.results import Results
 from hpml.rounds import (
     COMPILE_LIMIT_S,
     OUT_OF_TIME,
+    TIMEOUT_S,
     Plan,
     half_the_batch,
     launch_together,
@@ -149,17 +150,34 @@ def _weights(case: Case, run_id: str) -> tuple[str | None, str | None]:
 
 
 def _prepare(plan: Plan, measured: set[str]) -> None:
-    """See to what the cases load that the run has not: the engine that one starts stored, the INT8 graph. Each is made by a case of its
-    own, so that neither its time nor its memory counts here; what cannot be made is the reason of the case without a figure."""
+    """See to what the cases load that the run has not: the engine that one starts stored, the INT8 graph, what the module itself has to
+    say. Each is made by a process of its own, so that neither its time nor its memory counts here; an engine or INT8 graph that cannot be
+    made is the reason of the case without a figure."""
     for index, one in enumerate(plan.cases):
         if plan.keys[index] in measured:
             continue
         job = {"case": {"workload": one.workload}, "knobs": one.knobs, "run_dir": str(env.run_dir(plan.run_id)), "code": plan.code,
-               "weights_sha256": plan.weights[index][1]}
+               "weights": plan.weights[index][0], "weights_sha256": plan.weights[index][1]}
         for why_not in (_without_int8_graph(one, job, plan.run_id), _without_build(one, job, plan.run_id)):
             if why_not:
                 plan.unprepared[index] = why_not
                 break
+        else:
+            _with_expected(one, job)
+
+
+def _with_expected(one: Case, job: dict) -> None:
+    """Makes the graph and the outputs that inference cases share where the run has none. What fails here fails, with its reason, there."""
+    from hpml.infer import expected_file, graph_file
+
+    if one.phase != "infer":
+        return
+    graph = engines.get(one.knobs["engine"]).WANTS == "onnx" and one.knobs["precision"] != "int8"
+    if expected_file(job).exists() and (graph_file(job).exists() or not graph):
+        return
+    launch.run({**job, "case": {**job["case"], "phase": "prepare"}, "knobs": {**one.knobs, "replicas": 1, "device": "cpu"},
+                "protocol": {"seed": 0}}, log=Path(job["run_dir"], "logs", f"prepare-{expected_file(job).stem}.log"),
+               timeout_s=TIMEOUT_S[one.tier])
 
 
 def _without_build(one: Case, job: dict, run_id: str) -> tuple[str, str] | None:

@@ -340,3 +340,21 @@ def test_show_prints_the_library_without_docstring(capsys):
     hpml.show(train.train_step)
     out = capsys.readouterr().out
     assert "scaler.scale(loss).backward()" in out and '"""' not in out and out.startswith("# train.py")
+
+
+def test_engines_share_what_the_module_says(tmp_path):
+    """The graph and the outputs for parity are made once, so that no engine's time and memory hold the module's."""
+    text = tmp_path / "counted.py"
+    text.write_text(Path(TINY).read_text() + "_model = model\ndef model(knobs, classes):\n    import torch\n"
+                    "    made = _model(knobs, classes)\n    if next(made.parameters()).device.type != 'meta':\n"
+                    f"        with open({str(tmp_path / 'made')!r}, 'a') as file:\n            print(knobs['engine'], file=file)\n"
+                    "    return made\n")
+    base = hpml.case(str(text), phase="infer")
+    run = hpml.run(base.sweep(engine=["eager", "onnxruntime", "openvino"]), rounds=2)
+    assert {(r.status, r.parity["passed"]) for r in run.records} == {("ok", True)} and len(run.records) == 6
+    made = (tmp_path / "made").read_text().split()
+    assert sorted(made) == ["eager"] * 3 + ["onnxruntime"], "one for the outputs, one for the graph, and eager runs it in both rounds"
+    assert sum(r.cold.get("export_s") is not None for r in run.records) == 0, "an export is no case's cold start"
+
+    text.write_text(text.read_text() + "def data(knobs):\n    raise ValueError('no points today')\n")
+    assert "no points today" in hpml.run(base, rounds=1).records[-1].reason, "what cannot be prepared says so where it is measured"
