@@ -102,27 +102,37 @@ def side_by_side(asked: list[tuple[dict, Path, float]], *, left_s: float | None 
     return answers
 
 
-_watcher = None  # multiprocessing.Process
+_watcher = None  # multiprocessing.connection.Connection to it
 
 
 def _watched() -> None:
-    """From here on a process of its own ends the children that are stopped when this one is killed."""
+    """From here on a process of its own knows the children, and ends them when this one is killed: no thread of a stopped one could."""
     global _watcher
-    if _watcher is None or not _watcher.is_alive():
+    if _watcher is None:
+        theirs, _watcher = multiprocessing.Pipe(duplex=False)
         with _hidden_main():
-            _watcher = _context().Process(target=_end_the_stopped, daemon=True)
-            _watcher.start()
+            _context().Process(target=_end_the_left, args=(theirs,), daemon=True).start()
+        theirs.close()
 
 
-def _end_the_stopped() -> None:
-    """Sleep until the caller is gone, then end its children: no thread of a stopped one could."""
-    import psutil
+def _tell(number: int) -> None:
+    """The watcher of a child that has begun, by its number, or ended, by minus its number."""
+    if _watcher:
+        with contextlib.suppress(OSError):
+            _watcher.send(number)
 
+
+def _end_the_left(line) -> None:
+    """Listen until the caller is gone, then end those of its children that are left, and nobody else."""
     os.setpgid(0, 0)  # Ctrl-C is not for it
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    for child in psutil.Process(os.getppid()).children():
-        if child.pid != os.getpid():
-            _signal(child, signal.SIGKILL)
+    left: set[int] = set()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            number = line.recv()
+            (left.add if number > 0 else left.discard)(abs(number))
+    for number in left:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(number, signal.SIGKILL)
 
 
 def _memory_is_short(children: list) -> bool:
@@ -149,6 +159,7 @@ class _Child:
         with _hidden_main():
             self.process = _context().Process(target=_child, args=(json.dumps(job), str(self.answer), str(log), theirs), daemon=False)
             self.process.start()
+        _tell(self.process.pid)
         if theirs:
             theirs.close()
         self.waits = False  # for its turn
@@ -219,6 +230,7 @@ def _end(child) -> None:
     if child.is_alive():
         child.kill()  # it had no group of its own yet
     child.join()
+    _tell(-child.pid)
 
 
 def _death(code: int, log: Path) -> dict:

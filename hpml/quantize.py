@@ -8,6 +8,8 @@ needs no samples: it holds integer products of matrices and takes the range of e
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import io
 import json
 import logging
@@ -62,7 +64,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
     int8_note(job).unlink(missing_ok=True)  # of a graph that is made anew
     facts = quantize(source, target, dict(zip(workload.INPUT_NAMES, samples, strict=True)), quantizer=knobs["quantizer"],
                      method=knobs["calib_method"], only=only, dynamic=dynamic, keep_fp=knobs["keep_fp"],
-                     agreement=getattr(workload, "agreement", None))
+                     agreement=getattr(workload, "agreement", None), ranking=_ranking_file(job, source))
     facts |= {"calibrated_on": indices, "weights": knobs["weights"]}
     partial = target.with_suffix(".part")
     partial.write_text(json.dumps(facts))
@@ -72,6 +74,12 @@ def measure(job: dict, workload: ModuleType) -> dict:
                  "fp32_bytes": facts["fp32_bytes"]},
         "actual": {**facts, "device": "cpu", "data": summary(image_set)}, "memory": {"peak_rss_mib": m.peak_rss_mib()},
     }
+
+
+def _ranking_file(job: dict, source: Path) -> Path:
+    """Where the run keeps which operators of a graph INT8 harms most: the same for every number of them that is kept."""
+    facts = (source.name, job["code"], *(job["knobs"][name] for name in ("calib_samples", "train_samples", "seed")))
+    return Path(job["run_dir"], "cache", "ranking", f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json")
 
 
 def need(quantizer: str, method: str, quantization: str = "static") -> None:
@@ -106,13 +114,15 @@ def calibration(workload: ModuleType, knobs: dict, image_set) -> "tuple[tuple[np
 
 
 def quantize(source: Path, target: Path, samples: "dict[str, np.ndarray]", *, quantizer: str = "onnxruntime", method: str = "minmax",
-             only: tuple[str, ...] | None = None, dynamic: bool = False, keep_fp: int = 0, agreement: Callable | None = None) -> dict:
+             only: tuple[str, ...] | None = None, dynamic: bool = False, keep_fp: int = 0, agreement: Callable | None = None,
+             ranking: Path | None = None) -> dict:
     """Writes the INT8 form of the FP32 graph `source` to `target`, whole or not at all; returns what it is, with quantize_s.
 
     `samples`: arrays [N, ...] by input name; the graph sees them one by one. `only`: the operator types to quantize, None for all that
     the quantizer knows. Attention needs ("MatMul", "Gemm"): an additive mask of -1e30 would take the whole range of its sum, and every
     score would become the same number. `dynamic`: ranges of activations are taken at each call. `keep_fp`: so many heavy operators stay in
-    floating point, those that harm the output most when they alone are quantized (sensitivity.py; `agreement` is the workload's).
+    floating point, those that harm the output most when they alone are quantized (sensitivity.py; `agreement` is the workload's). Where
+    the file `ranking` is, it says which, and what finding that took counts as if it were done again; else it is written.
     Raises HpmlError for a graph that takes other inputs, is damaged, or ends without any quantized operator; Unavailable for a quantizer
     or method that is not here.
     """
@@ -123,29 +133,43 @@ def quantize(source: Path, target: Path, samples: "dict[str, np.ndarray]", *, qu
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantize-") as folder:
         made = Path(folder) / target.name
-        started = time.perf_counter()
         try:
             with _quiet():
-                kept = []
+                order = {"operators": [], "seconds": 0.0}
                 if keep_fp:
                     kinds = tuple(kind for kind in HEAVY if not only or kind in only)
-                    kept = sensitivity.ranked(source, samples, kinds=kinds, reader=_reader, seven_bits=seven_bits,
-                                              agreement=agreement)[:keep_fp]
-                ranked_s = time.perf_counter() - started
+                    order = _ranked(ranking, functools.partial(sensitivity.ranked, source, samples, kinds=kinds, reader=_reader,
+                                                               seven_bits=seven_bits, agreement=agreement))
+                kept = order["operators"][:keep_fp]
+                started = time.perf_counter()
                 maker(source, made, samples, method, only, seven_bits, [one["name"] for one in kept])
         except (HpmlError, MemoryError):
             raise
         except Exception as error:
             raise HpmlError(f"{source.name}: {quantizer} cannot quantize it: {type(error).__name__}: {one_line(error)}") from error
-        took_s = time.perf_counter() - started
+        took_s = time.perf_counter() - started + order["seconds"]
         facts = describe(made)
         if not facts["int8_ops"]:
             raise HpmlError(f"{source.name}: {quantizer} quantized none of its {facts['heavy_ops_total']} Conv, Gemm and MatMul operators")
         os.replace(made, target)
-    return {**facts, "quantize_s": took_s, "ranking_s": ranked_s if keep_fp else None, "kept_fp": kept,
+    return {**facts, "quantize_s": took_s, "ranking_s": order["seconds"] if keep_fp else None, "kept_fp": kept,
             "quantization": "dynamic" if dynamic else "static", "method": method, "quantizer": quantizer,
             "fp32_bytes": source.stat().st_size,
             "samples": 0 if dynamic else len(next(iter(samples.values()))), "only": only, "weight_bits": 7 if seven_bits else 8}
+
+
+def _ranked(path: Path | None, make: Callable[[], list[dict]]) -> dict:
+    """{"operators", "seconds"} of a ranking: what the file holds, or made and written there."""
+    if path and path.exists():
+        return json.loads(path.read_text())
+    started = time.perf_counter()
+    found = {"operators": make(), "seconds": time.perf_counter() - started}
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(found))
+        partial.replace(path)
+    return found
 
 
 def describe(path: Path) -> dict:

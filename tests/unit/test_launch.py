@@ -1,5 +1,6 @@
 """Measured children: every way to end becomes a fact, and nothing is left running."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -162,27 +163,43 @@ def test_who_waits_for_a_turn_is_stopped(tmp_path):
     assert len(there) == 2 and all(one.count("stopped") > len(one) / 2 for one in there), seen  # it takes a moment to stop
 
 
-def test_who_waits_for_a_turn_ends_with_its_caller(tmp_path):
-    """By kill -9. No thread of a stopped process can see that."""
+@pytest.mark.parametrize("alone", [True, False])
+def test_who_waits_for_a_turn_ends_with_its_caller(tmp_path, alone):
+    """By kill -9, of the caller alone or of its whole group, as a notebook's kernel ends. No thread of a stopped process can see that.
+    Nobody else ends: not even who shares the parent that then adopts them, here this test."""
     asked = [{**seeing(tmp_path, accum_steps=steps), "protocol": {"seed": 0, "round": 0, "warmup": 1, "min_iters": 3, "min_seconds": 60}}
              for steps in (1, 2)]
     script = tmp_path / "caller.py"
     script.write_text(f"from pathlib import Path\nfrom hpml import launch\n"
                       f"launch.side_by_side([(one, Path({str(tmp_path)!r}, name), 120) for one, name in zip({asked!r}, 'ab')])\n")
-    caller = subprocess.Popen([sys.executable, str(script)], env=os.environ)
+    adopt, set_adopting = ctypes.CDLL(None).prctl, 36  # PR_SET_CHILD_SUBREAPER
+    adopt(set_adopting, 1)
+    stranger = subprocess.Popen(["sleep", "300"])
+    caller = subprocess.Popen([sys.executable, str(script)], env=os.environ, start_new_session=True)
+
+    def alive(pid: int) -> bool:
+        return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
     try:
         end_at = time.monotonic() + 60
         while len(list(tmp_path.glob("seen-*"))) < 2 and time.monotonic() < end_at:
             time.sleep(0.1)
         pids = [int(path.name[4:]) for path in tmp_path.glob("pid-*")]
         assert len(pids) == 2, "the children never took turns"
+        ours = {process.pid for process in psutil.Process(caller.pid).children(recursive=True)}
+        assert set(pids) < ours
+        os.kill(caller.pid, signal.SIGKILL) if alone else os.killpg(caller.pid, signal.SIGKILL)
+        end_at = time.monotonic() + 30
+        while any(map(alive, ours)) and time.monotonic() < end_at:
+            time.sleep(0.1)
+        assert not [pid for pid in ours if alive(pid)], "children, server and watcher are gone"
+        assert alive(stranger.pid)
     finally:
+        adopt(set_adopting, 0)
         caller.kill()
         caller.wait(30)
-    end_at = time.monotonic() + 30
-    while (left := [pid for pid in pids if psutil.pid_exists(pid)]) and time.monotonic() < end_at:
-        time.sleep(0.1)
-    assert not left
+        stranger.kill()
+        stranger.wait(30)
 
 
 def test_the_time_that_is_left_is_shared(tmp_path):
