@@ -165,8 +165,8 @@ def test_who_waits_for_a_turn_is_stopped(tmp_path):
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_who_waits_for_a_turn_ends_with_its_caller(tmp_path, alone):
-    """By kill -9, of the caller alone or of its whole group, as a notebook's kernel ends. No thread of a stopped process can see that.
-    Nobody else ends: not even who shares the parent that then adopts them, here this test."""
+    """By kill -9, of the caller alone or of the server of children before it, as a notebook's kernel and its group may end. No thread of a
+    stopped process can see that. Nobody else ends: not even who shares the parent that then adopts them, here this test."""
     asked = [{**seeing(tmp_path, accum_steps=steps), "protocol": {"seed": 0, "round": 0, "warmup": 1, "min_iters": 3, "min_seconds": 60}}
              for steps in (1, 2)]
     script = tmp_path / "caller.py"
@@ -174,7 +174,7 @@ def test_who_waits_for_a_turn_ends_with_its_caller(tmp_path, alone):
                       f"launch.side_by_side([(one, Path({str(tmp_path)!r}, name), 120) for one, name in zip({asked!r}, 'ab')])\n")
     adopt, set_adopting = ctypes.CDLL(None).prctl, 36  # PR_SET_CHILD_SUBREAPER
     adopt(set_adopting, 1)
-    stranger = subprocess.Popen(["sleep", "300"])
+    stranger = subprocess.Popen(["sleep", "300"], start_new_session=True)
     caller = subprocess.Popen([sys.executable, str(script)], env=os.environ, start_new_session=True)
 
     def alive(pid: int) -> bool:
@@ -188,7 +188,11 @@ def test_who_waits_for_a_turn_ends_with_its_caller(tmp_path, alone):
         assert len(pids) == 2, "the children never took turns"
         ours = {process.pid for process in psutil.Process(caller.pid).children(recursive=True)}
         assert set(pids) < ours
-        os.kill(caller.pid, signal.SIGKILL) if alone else os.killpg(caller.pid, signal.SIGKILL)
+        if not alone:
+            server = psutil.Process(psutil.Process(pids[0]).ppid())
+            server.kill()
+            psutil.wait_procs([server], timeout=30)
+        caller.kill()
         end_at = time.monotonic() + 30
         while any(map(alive, ours)) and time.monotonic() < end_at:
             time.sleep(0.1)
