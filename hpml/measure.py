@@ -118,7 +118,7 @@ def bytes_read() -> int | None:
 
 
 def cpu_mark() -> dict:
-    """CPU seconds so far: of the machine by kind, of this process and its living children. The turns of others do not count."""
+    """CPU seconds so far: of the machine by kind, of this process and its children, living and ended. The turns of others do not count."""
     import psutil
 
     own = 0.0
@@ -128,7 +128,7 @@ def cpu_mark() -> dict:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        own += times.user + times.system
+        own += times.user + times.system + times.children_user + times.children_system
     return {**{name: value - turns.away[name] for name, value in turns.machine_seconds().items()}, "own": own}
 
 

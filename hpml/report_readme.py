@@ -33,9 +33,9 @@ def readme_block() -> str:
         return NONE
     lines = ["| workload | machine | best stack | instead of | ratio | quality | % of limit | notebook |", "|---" * 8 + "|"]
     for workload, phase in dict.fromkeys((row.workload, row.phase) for _, _, rows in machines for row in rows
-                                         if row.phase in ("train", "infer")):
+                                         if row.phase in ("train", "infer") and not row.is_baseline):
         lines += [_best(workload, phase, rows, folder, found) for folder, found, rows in machines
-                  if any((row.workload, row.phase) == (workload, phase) for row in rows)]
+                  if any((row.workload, row.phase) == (workload, phase) and not row.is_baseline for row in rows)]
     folder, _, newest = machines[0]
     parts = [f"{BEST} Ratio with its 95 % interval; the limit is what this machine was measured to reach. "
              "A ratio leads to its first record; `./run_all.sh --only <notebook> --workloads <workload>` measures it again.",

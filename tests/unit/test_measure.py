@@ -1,5 +1,8 @@
 """What a measured process knows of itself and of its surroundings."""
 
+import subprocess
+import sys
+
 import pytest
 
 from hpml import measure
@@ -26,3 +29,10 @@ def test_a_long_call_ends_warm_up_and_measurement(monkeypatch):
     taken = measure.steady(step, clock=lambda: now[0], warmup=5, min_iters=9, min_seconds=60.0)
     assert taken == {"first_call_s": 12.0, "values": [12.0]} and calls == [0, 1, 2]
     assert measure.unfinished([9.0], min_iters=2, min_seconds=0) and not measure.unfinished([11.0], min_iters=2, min_seconds=60)
+
+
+def test_a_helper_that_has_ended_is_our_own():
+    """What a subprocess computed stays in the books of the process that waited for it."""
+    mark = measure.cpu_mark()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"], check=True)
+    assert measure.cpu_mark()["own"] - mark["own"] >= 0.5
