@@ -178,8 +178,10 @@ def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[R
             chart = charts.draw(file, repr(case), plot.comparison, case)
             drawn.append(chart)
             file = chart.name
+        number, base = 1, file
         while file in files:
-            file += "-2"
+            number += 1
+            file = f"{base}-{number}"
         files.append(file)
         tables.csv(case, run_dir / "tables" / f"{file}.csv")
     if own:
