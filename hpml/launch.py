@@ -131,8 +131,7 @@ def _end_the_left(line) -> None:
             number = line.recv()
             (left.add if number > 0 else left.discard)(abs(number))
     for number in left:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(number, signal.SIGKILL)
+        _signal(number, signal.SIGKILL)
 
 
 def _memory_is_short(children: list) -> bool:
@@ -168,7 +167,7 @@ class _Child:
         """Give the child its turn and wait until it is over, or until the child has ended or taken too long."""
         started = time.perf_counter()
         if self.waits:
-            _signal(self.process, signal.SIGCONT)
+            _signal(self.process.pid, signal.SIGCONT)
             with contextlib.suppress(OSError):  # it was killed meanwhile: the sentinel says so
                 self.line.send("go on")
         self.waits, ends = False, min(self.deadline, time.perf_counter() + self.timeout_s - self.spent_s)
@@ -180,7 +179,7 @@ class _Child:
                     self.line.recv()
                     self.waits = True
                     # Threads of an engine spin for a while after a call, on the cores of whoever comes next.
-                    _signal(self.process, signal.SIGSTOP)
+                    _signal(self.process.pid, signal.SIGSTOP)
                     continue
                 except (EOFError, OSError):
                     self.line = None
@@ -218,15 +217,15 @@ def _forget_since(cache: Path, began: float) -> None:
             path.unlink(missing_ok=True)
 
 
-def _signal(child, number: int) -> None:
-    """To the child's process group, as far as it is still there."""
+def _signal(group: int, number: int) -> None:
+    """To a child's process group, as far as it is still there."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, number)
+        os.killpg(group, number)
 
 
 def _end(child) -> None:
     """Kill the child's process group: also its loader workers, also when the child itself is already dead."""
-    _signal(child, signal.SIGKILL)
+    _signal(child.pid, signal.SIGKILL)
     if child.is_alive():
         child.kill()  # it had no group of its own yet
     child.join()
