@@ -36,7 +36,8 @@ def described(facts: dict | None, command: str) -> str:
     if facts is None:
         return f"not measured yet: `{command}` makes this study"
     busy = " (busy with other work at the time)" if facts.get("disturbance", {}).get("busy") else ""
-    return f"made {facts['at'][:10]} on {facts['machine']['id']}{busy} at commit {facts['git']['commit'][:10]} by `{command}`"
+    made_by = facts.get("command", command)
+    return f"made {facts['at'][:10]} on {facts['machine']['id']}{busy} at commit {facts['git']['commit'][:10]} by `{made_by}`"
 
 
 def text(name: str, command: str) -> str:
