@@ -175,7 +175,7 @@ def _described(plan: Plan, index: int) -> dict:
 def launch_together(plan: Plan, group: list[int], number: int, order: list[int], known_limits: dict) -> list[Record]:
     """Measure the cases of the group side by side in one round, and make their records."""
     folder = env.run_dir(plan.run_id)
-    left, expected = _seconds_left(), 0.0
+    left, expected = seconds_left(), 0.0
     made: dict[int, Record] = {}
     asked: dict[int, tuple[dict, Path, float]] = {}
     shared: dict[int, dict] = {}
@@ -204,7 +204,7 @@ def launch_together(plan: Plan, group: list[int], number: int, order: list[int],
     answers = launch.side_by_side(list(asked.values()), left_s=left)
     for (index, (job, log, _)), fields in zip(asked.items(), answers, strict=True):
         plan.seconds[plan.keys[index]] = job["protocol"]["took_s"] = fields.pop("own_s")
-        if fields["status"] == "timeout" and left is not None and _seconds_left() <= 0:
+        if fields["status"] == "timeout" and left is not None and seconds_left() <= 0:
             fields |= {"status": "skipped", "reason": f"{OUT_OF_TIME}: stopped when the time was up"}
         made[index] = _record(fields, shared[index], job["protocol"], log.relative_to(folder), known_limits, plan.weights[index][1])
     return [made[index] for index in group]
@@ -212,11 +212,11 @@ def launch_together(plan: Plan, group: list[int], number: int, order: list[int],
 
 def _short_of_time() -> bool:
     """Whether rounds beyond the least should leave the time to what the notebook still has to measure."""
-    left = _seconds_left()
+    left = seconds_left()
     return left is not None and left < time.time() - session().started
 
 
-def _seconds_left() -> float | None:
+def seconds_left() -> float | None:
     deadline = os.environ.get("HPML_DEADLINE")
     return float(deadline) - time.time() if deadline else None
 

@@ -27,6 +27,7 @@ from hpml.rounds import (
     needs_floor,
     of_this_machine,
     ran_out,
+    seconds_left,
 )
 
 # Sources whose change makes an old figure another figure. How results are shown is not among them.
@@ -170,14 +171,15 @@ def _with_expected(one: Case, job: dict) -> None:
     """Makes the graph and the outputs that inference cases share where the run has none. What fails here fails, with its reason, there."""
     from hpml.infer import expected_file, graph_file
 
-    if one.phase != "infer":
+    if one.phase != "infer" or (kind := engines.get(one.knobs["engine"])).unavailable(one.knobs["device"]):
         return
-    graph = engines.get(one.knobs["engine"]).WANTS == "onnx" and one.knobs["precision"] != "int8"
+    graph = kind.WANTS == "onnx" and one.knobs["precision"] != "int8"
     if expected_file(job).exists() and (graph_file(job).exists() or not graph):
         return
-    launch.run({**job, "case": {**job["case"], "phase": "prepare"}, "knobs": {**one.knobs, "replicas": 1, "device": "cpu"},
-                "protocol": {"seed": 0}}, log=Path(job["run_dir"], "logs", f"prepare-{expected_file(job).stem}.log"),
-               timeout_s=TIMEOUT_S[one.tier])
+    making = {**job, "case": {**job["case"], "phase": "prepare"}, "knobs": {**one.knobs, "replicas": 1, "device": "cpu"},
+              "protocol": {"seed": 0}}
+    log = Path(job["run_dir"], "logs", f"prepare-{expected_file(job).stem}.log")
+    launch.side_by_side([(making, log, TIMEOUT_S[one.tier])], left_s=seconds_left())
 
 
 def _without_build(one: Case, job: dict, run_id: str) -> tuple[str, str] | None:
