@@ -174,7 +174,7 @@ def test_who_waits_for_a_turn_ends_with_its_caller(tmp_path, alone):
                       f"launch.side_by_side([(one, Path({str(tmp_path)!r}, name), 120) for one, name in zip({asked!r}, 'ab')])\n")
     adopt, set_adopting = ctypes.CDLL(None).prctl, 36  # PR_SET_CHILD_SUBREAPER
     adopt(set_adopting, 1)
-    stranger = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    stranger = subprocess.Popen(["sleep", "301"], start_new_session=True)
     caller = subprocess.Popen([sys.executable, str(script)], env=os.environ, start_new_session=True)
 
     def alive(pid: int) -> bool:
