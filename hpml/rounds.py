@@ -217,6 +217,7 @@ def _short_of_time() -> bool:
 
 
 def seconds_left() -> float | None:
+    """Until the deadline of the run or notebook, as the runner has set it; None without one."""
     deadline = os.environ.get("HPML_DEADLINE")
     return float(deadline) - time.time() if deadline else None
 
