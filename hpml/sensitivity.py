@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-SAMPLES, MANY, LITTLE = 8, 32, 3 * 128 * 128  # of those for calibration; more of them where an input has few numbers
+SAMPLES, MANY, LITTLE = 8, 32, 3 * 128 * 128  # of those for calibration; more where an input has few numbers and gives one answer
 
 
 def ranked(source: Path, samples: "dict[str, np.ndarray]", *, kinds: tuple[str, ...], reader: Callable, seven_bits: bool = False,
@@ -24,10 +24,12 @@ def ranked(source: Path, samples: "dict[str, np.ndarray]", *, kinds: tuple[str, 
     the same. `reader` makes ONNX Runtime's calibration reader of samples.
     """
     import numpy as np
+    import onnx
     import onnxruntime
 
-    size = max(array[0].size for array in samples.values())
-    few = {name: array[:MANY if size <= LITTLE else SAMPLES] for name, array in samples.items()}
+    answers = onnx.load(source, load_external_data=False).graph.output[0].type.tensor_type.shape.dim
+    little = len(answers) <= 2 and max(array[0].size for array in samples.values()) <= LITTLE  # a map answers at each of its places
+    few = {name: array[:MANY if little else SAMPLES] for name, array in samples.items()}
     with tempfile.TemporaryDirectory(prefix="hpml-sensitivity-") as folder:
         probe = Path(folder, "probe.onnx")
         found = _switched(source, probe, reader(few), kinds, seven_bits)
