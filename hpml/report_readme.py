@@ -40,7 +40,8 @@ def readme_block() -> str:
     parts = [f"{BEST} Ratio with its 95 % interval; the limit is what this machine was measured to reach. "
              "A ratio leads to its first record; `./run_all.sh --only <notebook> --workloads <workload>` measures it again.",
              "\n".join(lines), _figure(folder, newest, env.root())]
-    parts += ["\n".join(f"- {_machine(found[0].machine, found)} {_counts(rows)} [All cases]({_link(folder / 'README.md', env.root())}), "
+    parts += ["\n".join(f"- {_machine(found)} Data: {_sources(found)}. {_counts(rows)} "
+                        f"[All cases]({_link(folder / 'README.md', env.root())}), "
                         f"[records]({_link(folder / 'records.jsonl', env.root())})." for folder, found, rows in machines)]
     parts += [_int8(found, rows) for _, found, rows in machines]
     return "\n\n".join(filter(None, parts))
@@ -86,7 +87,7 @@ def machine_page(folder: Path, found: list[records.Record]) -> str:
     again = f"`HPML_DATA=<your data> ./run_all.sh --workloads {names} --rounds 6 --budget none`"
     return "\n\n".join(filter(None, [
         f"# {_chip(found[0].machine['id'])}", "Written by `hpml report --readme` from [records.jsonl](records.jsonl).",
-        _machine(found[0].machine, found), _headline(rows), _charts(folder, found, rows),
+        _machine(found), f"Data, training + test:\n\n{_sets(found)}", _headline(rows), _charts(folder, found, rows),
         f"## The highest ratio of each comparison\n\n{_lines(list(best.values()), rows, labels, folder, first)}",
         f"## All {len(shown)} cases beside their baselines\n\n{_lines(shown, rows, labels, folder, first)}",
         f"Each number again: {again}, or one notebook's with `--only NN`. The same values as CSV: [tables](tables)."])) + "\n"
@@ -109,15 +110,26 @@ def _chip(machine_id: str) -> str:
     return machine_id.rsplit("-", 1)[0].replace("-", " ")
 
 
-def _machine(machine: dict, found: list[records.Record]) -> str:
+def _machine(found: list[records.Record]) -> str:
+    machine = found[0].machine
     chip = machine["gpu"] or f"{machine['cpu']} (family/model {machine['family_model']}; {', '.join(machine['isa'])})"
     days = sorted({r.created[:10] for r in found})
     versions = " and ".join(dict.fromkeys(_versions(r.versions) for r in found))
-    data = [r for r in found if r.actual.get("data")]
-    texts = dict.fromkeys(", ".join(filter(None, (compare.data_text(r), r.actual["data"].get("note")))) for r in data)
     commits = ", ".join(f"`{commit[:10]}`" for commit in dict.fromkeys(r.git["commit"] for r in found))
     return (f"**{chip}, {machine['cores']} cores**: measured {' to '.join(dict.fromkeys((days[0], days[-1])))} by protocol "
-            f"{found[0].protocol_version} at commit {commits} with {versions}. Data: {'; '.join(texts) or 'none'}.")
+            f"{found[0].protocol_version} at commit {commits} with {versions}.")
+
+
+def _sources(found: list[records.Record]) -> str:
+    """The names of the data sets, and which of them are real."""
+    sets = (r.actual["data"] for r in found if r.actual.get("data"))
+    return ", ".join(dict.fromkeys(f"{one['title']} ({one['origin']})" for one in sets)) or "none"
+
+
+def _sets(found: list[records.Record]) -> str:
+    """Every data set at every size, with its notes, a line each."""
+    lines = sorted({", ".join(filter(None, (compare.data_text(r), r.actual["data"].get("note")))) for r in found if r.actual.get("data")})
+    return "\n".join(f"- {line}" for line in lines) or "none"
 
 
 def _versions(versions: dict) -> str:

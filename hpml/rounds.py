@@ -81,13 +81,13 @@ def _typical_s(one: Case, known: list[Record]) -> float:
 
 
 def _groups(plan: Plan, waiting: list[int], twins: Container, number: int) -> list[list[int]]:
-    """Which cases are launched side by side and measured in turns: those that leave the machine alone while they wait. A case with loader
-    workers, processes of its own or a GPU does not; many requests at once fill one long window; a training or a pass over the test
-    images is no speed figure."""
+    """Which cases are launched side by side and measured in turns: those that leave the machine alone while they wait. Loader workers are
+    stopped with their case; a case with processes of its own or a GPU cannot be; many requests at once fill one long window; a training
+    or a pass over the test images is no speed figure."""
     def waits_quietly(one: Case) -> bool:
         knobs = one.knobs
-        return (one.phase in ("train", "infer") and knobs["device"] == "cpu" and not knobs.get("workers")
-                and not compare.is_quality_run(one) and knobs.get("hint") != "throughput" and knobs.get("parallel", "none") == "none"
+        return (one.phase in ("train", "infer") and knobs["device"] == "cpu" and not compare.is_quality_run(one)
+                and knobs.get("hint") != "throughput" and knobs.get("parallel", "none") == "none"
                 and distributed.place().size == knobs.get("ranks", 1) == knobs.get("replicas", 1) == 1)
 
     beside = [i for i in waiting if waits_quietly(plan.cases[i]) and (plan.keys[i], number) not in twins]

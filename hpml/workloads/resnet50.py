@@ -37,13 +37,13 @@ SIZES = {
         "protocol": {"warmup": 1, "min_iters": 3, "min_seconds": 0.0, "rounds": 1},
     },
     "cpu": {
-        "train": {"batch": 32, "image": 32, "train_samples": 2_000, "test_samples": 360, "optimizer": "adam"},
+        "train": {"batch": 16, "image": 32, "train_samples": 2_000, "test_samples": 360, "optimizer": "adam"},
         "fit": {"batch": 32, "image": 32, "epochs": 4, "train_samples": 2_000, "test_samples": 1_000, "schedule": "onecycle",
                 "optimizer": "adam"},
         "infer": {"batch": 1, "image": 224, "train_samples": 2_000, "test_samples": 1_000},
         "quality": {"batch": 32, "image": 32},
         "data": {"batch": 32, "image": 32, "train_samples": 2_000, "test_samples": 360},
-        "protocol": {"warmup": 3, "min_iters": 6, "min_seconds": 1.0, "rounds": 3},
+        "protocol": {"warmup": 3, "min_iters": 12, "min_seconds": 1.0, "rounds": 3},
     },
     "gpu": {
         "train": {"batch": 256, "image": 224, "train_samples": 20_000, "test_samples": 10_000},

@@ -131,35 +131,36 @@ def test_children_beside_each_other_measure_in_turns(tmp_path):
         assert fields["beside"] == 4 and sum(fields["samples"]["values"]) >= 0.6
 
 
-SEES = """import os, pathlib, psutil, runpy
-tiny = runpy.run_path({tiny!r})
-globals().update(tiny)
-folder = pathlib.Path({folder!r})
+SEES = """
+import contextlib, os, pathlib, psutil
+folder, plain_data, plain_loss = pathlib.Path({folder!r}), data, loss
 def data(knobs):
     (folder / f"pid-{{os.getpid()}}").touch()
-    return tiny["data"](knobs)
+    return plain_data(knobs)
 def loss(outputs, targets):
     for other in {{int(path.name[4:]) for path in folder.glob("pid-*")}} - {{os.getpid()}}:
-        with (folder / f"seen-{{os.getpid()}}").open("a") as file:
-            print(psutil.Process(other).status() if psutil.pid_exists(other) else "gone", file=file)
-    return tiny["loss"](outputs, targets)
+        with (folder / f"seen-{{os.getpid()}}").open("a") as file, contextlib.suppress(psutil.NoSuchProcess):
+            for process in (psutil.Process(other), *psutil.Process(other).children()):
+                print(process.status(), file=file)
+    return plain_loss(outputs, targets)
 """
 
 
 def seeing(tmp_path, **knobs) -> dict:
-    """A training that notes at every step what its neighbour is doing."""
+    """A training that notes at every step what its neighbour and its loader workers are doing."""
     path = tmp_path / "sees.py"
-    path.write_text(SEES.format(tiny=str(TINY), folder=str(tmp_path)))
+    path.write_text(TINY.read_text() + SEES.format(folder=str(tmp_path)))
     asked = training(tmp_path, **knobs)
     return {**asked, "case": {**asked["case"], "workload": str(path)}}
 
 
-def test_who_waits_for_a_turn_is_stopped(tmp_path):
-    """Its threads may spin: on the cores of whoever has the turn."""
-    asked = [(seeing(tmp_path), tmp_path / "a", 60), (seeing(tmp_path, accum_steps=2), tmp_path / "b", 60)]
-    assert [fields["status"] for fields in launch.side_by_side(asked)] == ["ok", "ok"]
+@pytest.mark.parametrize("workers", [0, 2])
+def test_who_waits_for_a_turn_is_stopped(tmp_path, workers):
+    """Its threads may spin, its loader workers read ahead: on the cores of whoever has the turn."""
+    asked = [(seeing(tmp_path), tmp_path / "a", 60), (seeing(tmp_path, accum_steps=2, workers=workers), tmp_path / "b", 60)]
+    assert [fields["reason"] for fields in launch.side_by_side(asked)] == [None, None]
     seen = [path.read_text().split() for path in tmp_path.glob("seen-*")]
-    there = [[status for status in one if status not in ("zombie", "gone")] for one in seen]
+    there = [[status for status in one if status != "zombie"] for one in seen]
     assert len(there) == 2 and all(one.count("stopped") > len(one) / 2 for one in there), seen  # it takes a moment to stop
 
 
