@@ -112,7 +112,8 @@ def measure(job: dict, count: int, run: Callable[[dict], dict]) -> dict:
     answers = _together(job, count, run)
     lost = _cause(answers)
     if lost is not None:
-        return {**answers[lost], "reason": f"{'rank' if training else 'replica'} {lost} of {count}: {answers[lost]['reason']}"}
+        cause = {name: value for name, value in answers[lost].items() if name != "died"}
+        return {**cause, "reason": f"{'rank' if training else 'replica'} {lost} of {count}: {cause['reason']}"}
     fields, memory = answers[0], [answers[index]["memory"] for index in range(count)]
     fields["memory"] = {name: _sum(each.get(name) for each in memory) for name in memory[0]}
     fields["memory"]["peak_rss_mib_each"] = [each["peak_rss_mib"] for each in memory]

@@ -147,6 +147,7 @@ def test_ranks_listen_on_loopback_alone_and_share_batch_threads_and_memory(tmp_p
 def test_a_rank_that_falls_makes_a_record_with_the_reason(tmp_path, fault, status, said):
     fields = run(tmp_path, fault=fault, parallel="ddp", ranks=2)
     assert fields["status"] == status and said in fields["reason"]
+    assert fields.keys() <= {"status", "reason", "began", "spawn_s", "beside", "own_s"}, "a record takes no more"
     assert all_gone(tmp_path)
 
 
