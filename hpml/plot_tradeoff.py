@@ -30,6 +30,7 @@ def speed_quality(rows: Sequence[Row], *, margin: float | dict[str, float] | Non
         own = margin.get(workload) if isinstance(margin, dict) else margin
         claims.append(_tradeoff(axes, [row for row in rows if row.workload == workload], own))
         if len(workloads) > 1:
+            claims[-1] += f" ({tables.title(workload)})"
             axes.set_ylabel(f"{tables.title(workload)}, {axes.get_ylabel()}")
     _keys(grid[-1, 0], rows)
     unknown = [row for row in rows if row.quality_value is None]

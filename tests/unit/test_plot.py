@@ -247,6 +247,8 @@ def test_speed_quality_says_the_claim_and_what_was_not_measured(rows):
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
     assert [to_hex(line.get_markeredgecolor()).upper() for line in hollow] == [ENGINES["openvino"]]
     inside(axes)
+    both = texts(plot.speed_quality([*known, *(dataclasses.replace(row, workload="xlnet") for row in known)]))
+    assert "(ResNet-50)" in both.replace("\n", " ") and "(XLNet)" in both.replace("\n", " "), "each claim says whose it is"
 
 
 def test_latency_has_a_line_for_each_engine(rows):
