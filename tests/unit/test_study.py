@@ -100,9 +100,11 @@ def test_rounds_are_interleaved_paired_and_kept(capsys):
 
 
 def test_quiet_cases_take_turns_and_the_others_are_measured_alone():
-    cases = hpml.case(TINY, batch=8).sweep(workers=[0, 1]) + hpml.case(TINY, batch=8).sweep(accum_steps=[2, 4])
-    beside = {(r.knobs["workers"], r.knobs["accum_steps"]): r.protocol["beside"] for r in hpml.run(cases, rounds=1).records}
-    assert beside == {(0, 1): 3, (0, 2): 3, (0, 4): 3, (1, 1): 1}
+    one = hpml.case(TINY, batch=8)
+    cases = [one, one.but(workers=1), one.but(accum_steps=2), one.but(parallel="ddp")]
+    beside = {(r.knobs["workers"], r.knobs["accum_steps"], r.knobs["parallel"]): r.protocol["beside"]
+              for r in hpml.run(cases, rounds=1).records}
+    assert beside == {(0, 1, "none"): 3, (1, 1, "none"): 3, (0, 2, "none"): 3, (0, 1, "ddp"): 1}
 
 
 def test_a_busy_round_is_set_aside_as_a_whole(monkeypatch, capsys):
