@@ -3,6 +3,7 @@
 from hpml import tables
 from hpml.ladder import Ladder, Step, ratio_text
 from hpml.plot_look import GLYPHS, INK, LANE_IN, SOFT, clean, clean_lines, figure_of, finish, headed, provenance, styled
+from hpml.wording import words
 
 GAIN, LOSS, PLAIN, LIMIT = "#0072B2", "#D55E00", "#CCCCCC", "#AA0000"
 
@@ -20,7 +21,7 @@ def ladder(found: Ladder):
     _bar(axes, 0, found.base, None, "baseline", top)
     before = found.base
     for y, step in enumerate(found.steps, 1):
-        _bar(axes, y, step.row, before, "+ " + tables.settings(step.row, step.knobs), top, step)
+        _bar(axes, y, step.row, before, "+ " + words(step.row.knobs, step.knobs), top, step)
         before = step.row if step.row.per_s else before
     _product(axes, len(rows), found)
     if found.full.per_s:
@@ -34,10 +35,11 @@ def ladder(found: Ladder):
     axes.set_xlabel("samples/s")
     claim = claim_of(found)
     caption = ("Blue: added by the step, orange: lost by it; whisker: 95 % interval of the ratio to the baseline; "
-               "◇: the full stack without this step; red: the measured limit. " + provenance(rows) + ".")
+               "◇: the full stack without this step" + "; red: the measured limit" * any(_limit(row, top) for row in rows) + ". "
+               + provenance(rows) + ".")
     alt = f"Waterfall of samples/s by step. {claim}. " + "; ".join(
-        f"{tables.settings(row, row.differs_in) or 'baseline'}: {tables.figure(row.per_s, 'samples/s') or 'not measured'}" for row in rows
-    ) + "; " + "; ".join(f"without {tables.settings(found.full, step.knobs)}: {tables.figure(step.without.per_s, 'samples/s')}"
+        f"{words(row.knobs, row.differs_in) or 'baseline'}: {tables.figure(row.per_s, 'samples/s') or 'not measured'}" for row in rows
+    ) + "; " + "; ".join(f"without {words(found.full.knobs, step.knobs)}: {tables.figure(step.without.per_s, 'samples/s')}"
                          for step in found.steps if step.without and step.without.per_s) + "."
     return finish(axes, clean_lines(headed(claim, rows)), caption, alt)
 
@@ -52,8 +54,8 @@ def _bar(axes, y: int, row, before, name: str, top: float, step: Step | None = N
         if row.low is not None:
             error = [[row.per_s * (1 - row.low / row.ratio)], [row.per_s * (row.high / row.ratio - 1)]]
             axes.errorbar([row.per_s], [at], xerr=error, color=INK, capsize=3, linewidth=1.2)
-        limit = row.limit_percent and row.per_s * 100 / row.limit_percent
-        if limit and limit <= 2 * top:
+        limit = _limit(row, top)
+        if limit:
             axes.plot([limit, limit], [y, y + 0.36], color=LIMIT, linewidth=2, label="limit")
         share = f"   {tables.figure(row.limit_percent)} % of limit" if row.limit_percent else ""
         mark = f"{GLYPHS.get(row.verdict, '')} {tables.ratio(row.ratio)}   " if row.ratio else ""
@@ -65,6 +67,12 @@ def _bar(axes, y: int, row, before, name: str, top: float, step: Step | None = N
         axes.plot([step.without.per_s], [at], marker="D", color="white", markeredgecolor=INK, markersize=6, zorder=5, label="without")
     axes.text(0, y - 0.2, clean(name, max(24, 80 - len(text))), transform=across, va="center")
     axes.text(1, y - 0.2, text, transform=across, va="center", ha="right", fontsize=8.5)
+
+
+def _limit(row, top: float) -> float | None:
+    """The rate at the measured limit, where the picture holds it."""
+    limit = row.per_s * 100 / row.limit_percent if row.per_s and row.limit_percent else None
+    return limit if limit and limit <= 2 * top else None
 
 
 def _product(axes, y: int, found: Ladder) -> None:

@@ -9,6 +9,7 @@ from hpml.compare import Row
 from hpml.plot_look import INK, PHASES, clean, clean_lines, figure_of, finish, headed, legend_below, provenance, styled
 from hpml.plot_training import names_of, origin, titled
 from hpml.records import Record
+from hpml.wording import words
 
 HATCHES = {"wait": "xxxx", "optimizer": "////"}  # beside the colours, for who cannot tell these two
 
@@ -96,7 +97,7 @@ def steps(pairs: Sequence[Pair]):
             shares = {phase: 100 * ms / whole for phase, ms in parts.items()}
             largest, total = max(parts, key=parts.get), sum(parts.values())
             name = f"{tables.title(row.workload)}: " if row is pair.base and len(pairs) > 1 else ""
-            what = tables.settings(row, pair.best.differs_in, ", ") or row.label
+            what = words(row.knobs, pair.best.differs_in) or row.label
             figures = f"{tables.figure(total, 'ms')} a sample, {largest} {100 * parts[largest] / total:.0f} %"
             _bar(axes, y, shares, clean(f"{name}{what}", 84 - len(figures)), figures)
             said.append(f"{tables.title(row.workload)} {what}: "

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from hpml import tables
 from hpml.compare import Row
 from hpml.plot_look import BAND, INK, SOFT, clean, colour, engine, figure_of, finish, headed, legend_below, provenance, styled
+from hpml.wording import words
 
 MARKERS = {"fp32": "o", "bf16": "s", "fp16": "^", "int8": "D"}
 LINES = {"fp32": "-", "bf16": "--", "fp16": "-.", "int8": ":"}
@@ -25,21 +26,21 @@ def speed_quality(rows: Sequence[Row], *, margin: float | dict[str, float] | Non
     rows = [row for row in rows if row.per_s]
     workloads = list(dict.fromkeys(row.workload for row in rows)) or ["nothing"]
     figure, grid = figure_of(0.9 + 2.6 * len(workloads), rows=len(workloads))
-    claims = []
+    claims: dict[str, list[str]] = {}
     for axes, workload in zip(grid[:, 0], workloads, strict=True):
         own = margin.get(workload) if isinstance(margin, dict) else margin
-        claims.append(_tradeoff(axes, [row for row in rows if row.workload == workload], own))
+        kind, what = _tradeoff(axes, [row for row in rows if row.workload == workload], own)
+        claims.setdefault(kind, []).append(f"{tables.title(workload)} {what}".rstrip() if len(workloads) > 1 else what)
         if len(workloads) > 1:
-            claims[-1] += f" ({tables.title(workload)})"
-            axes.set_ylabel(f"{tables.title(workload)}, {axes.get_ylabel()}")
+            axes.text(0.01, 0.97, tables.title(workload), weight="bold", va="top", transform=axes.transAxes)
     _keys(grid[-1, 0], rows)
     unknown = [row for row in rows if row.quality_value is None]
     hollow = f"Hollow at the lower edge: quality not measured ({len(unknown)} of {len(rows)} cases). " if unknown else ""
     band = "Grey: the workload's tolerance below the baseline; dashed: Pareto line. " if margin else "Dashed: Pareto line. "
-    claim = "; ".join(claims)
+    claim = "; ".join(kind + f": {'; '.join(whats)}" * any(whats) for kind, whats in claims.items())
     alt = (
         f"Scatter of samples/s and quality. {claim}. "
-        + "; ".join(f"{engine(r.knobs)} {_precision(r)}: {tables.figure(r.per_s, 'samples/s')}, quality {_points(r)}" for r in rows)
+        + "; ".join(f"{_words(r)}: {tables.figure(r.per_s, 'samples/s')}, quality {_points(r)}" for r in rows)
         + "."
     )
     return finish(grid[0, 0], headed(clean(claim), rows), band + hollow + provenance(rows) + ".", alt)
@@ -49,8 +50,8 @@ def _points(row: Row) -> str:
     return "not measured" if row.quality_value is None else f"{100 * row.quality_value:.1f} %"
 
 
-def _tradeoff(axes, rows: Sequence[Row], margin: float | None) -> str:
-    """One workload's points; returns the claim."""
+def _tradeoff(axes, rows: Sequence[Row], margin: float | None) -> tuple[str, str]:
+    """One workload's points; returns the claim, and of what it is true."""
     known = [row for row in rows if row.quality_value is not None]
     base = next((row for row in known if row.is_baseline), None)
     rates = [row.per_s for row in rows] or [1.0]
@@ -70,10 +71,6 @@ def _tradeoff(axes, rows: Sequence[Row], margin: float | None) -> str:
             best.append(row)
     if len(best) > 1:
         axes.plot([r.per_s for r in best], [100 * r.quality_value for r in best], color=SOFT, linestyle="--", linewidth=1, zorder=1)
-    for row in [*best, *([base] if base and base not in best else [])]:  # in words too: not everybody tells the colours
-        share = math.log(row.per_s / axes.get_xlim()[0]) / math.log(axes.get_xlim()[1] / axes.get_xlim()[0])
-        axes.annotate(f"{engine(row.knobs)} {_precision(row)}", (row.per_s, 100 * row.quality_value), (0, 7), textcoords="offset points",
-                      fontsize=8, va="bottom", ha="left" if share < 0.15 else "right" if share > 0.85 else "center")
     for row in rows:
         y = 100 * row.quality_value if row.quality_value is not None else axes.get_ylim()[0] + 0.35 * room
         shade = colour(engine(row.knobs))
@@ -94,14 +91,27 @@ def _tradeoff(axes, rows: Sequence[Row], margin: float | None) -> str:
     axes.set_ylabel(f"{(known and known[0].quality_metric or 'quality')}, %")
     if not known:
         axes.set_yticks([])
-        return "Speed is measured, quality is not"
+        return "Speed is measured, quality is not", ""
     kept = [row for row in known if row.quality == "kept" or row.is_baseline]
     if not base or not kept:
-        return f"Quality of {len(known)} of {len(rows)} cases is known, that of no baseline"
+        return "Quality is known, that of no baseline", f"{len(known)} of {len(rows)} cases"
     top = max(kept, key=lambda r: r.per_s)
+    for row, name in ((base, "baseline"), *([] if top.is_baseline else [(top, _words(top))])):
+        _named(axes, row, name, above=not any(one.per_s > row.per_s / 2 and one.quality_value > row.quality_value for one in known))
     if top.is_baseline:
-        return f"No faster case has been shown to keep the baseline's quality ({_points(base)})"
-    return f"Fastest with quality kept: {engine(top.knobs)} {_precision(top)}, {tables.figure(top.per_s, 'samples/s')} at {_points(top)}"
+        return "No faster case has been shown to keep the baseline's quality", f"({_points(base)})"
+    return "Fastest with quality kept", f"{_words(top)}, {tables.figure(top.per_s, 'samples/s')} at {_points(top)}"
+
+
+def _named(axes, row: Row, name: str, *, above: bool) -> None:
+    """The name of a point over it, or under it where others lie over it; it stays inside."""
+    share = math.log(row.per_s / axes.get_xlim()[0]) / math.log(axes.get_xlim()[1] / axes.get_xlim()[0])
+    axes.annotate(clean(name), (row.per_s, 100 * row.quality_value), (0, 7 if above else -7), textcoords="offset points", fontsize=8,
+                  va="bottom" if above else "top", ha="left" if share < 0.15 else "right" if share > 0.6 else "center")
+
+
+def _words(row: Row) -> str:
+    return words(row.knobs, ("precision", "engine")) or row.label
 
 
 def _plain_log_x(axes) -> None:
@@ -122,9 +132,11 @@ def _keys(axes, rows: Sequence[Row]) -> None:
 
     engines = list(dict.fromkeys(engine(row.knobs) for row in rows))
     kinds = list(dict.fromkeys(_precision(row) for row in rows))
-    handles = [Line2D([], [], linestyle="none", marker="o", color=colour(name), label=clean(name)) for name in engines]
+    handles = [Line2D([], [], linestyle="none", marker="o", color=colour(name), label=clean(words({"engine": name}, ("engine",))))
+               for name in engines]
     handles += [
-        Line2D([], [], linestyle="none", marker=MARKERS.get(kind, "X"), color=INK, markerfacecolor="white", label=clean(kind))
+        Line2D([], [], linestyle="none", marker=MARKERS.get(kind, "X"), color=INK, markerfacecolor="white",
+               label=clean(words({"precision": kind}, ("precision",))))
         for kind in kinds
     ]
     if handles:
@@ -155,7 +167,7 @@ def latency(rows: Sequence[Row], *, published: dict[str, dict[int, float]] | Non
     gone = f"Not measured: {'; '.join(dict.fromkeys(row.label for row in absent))}. " if absent else ""
     alt = (
         f"Lines of latency by batch size. {claim}. "
-        + "; ".join(f"{engine(r.knobs)} {_precision(r)}, batch {r.knobs['batch']}: {tables.figure(r.latency_ms, 'ms')}" for r in rows)
+        + "; ".join(f"{_words(r)}, batch {r.knobs['batch']}: {tables.figure(r.latency_ms, 'ms')}" for r in rows)
         + f". {gone}"
         + "".join(f" Published for {tables.title(workload)}, on another machine: "
                   + "; ".join(f"batch {n}: {ms:g} ms" for n, ms in published[workload].items()) + "." for workload in workloads
@@ -187,7 +199,7 @@ def _latency_lines(axes, rows: Sequence[Row], *, more: Iterable[int] = ()) -> No
             marker=MARKERS.get(kind, "X"),
             markersize=5,
             capsize=3,
-            label=clean(f"{name} {kind}"),
+            label=clean(words({"engine": name, "precision": kind}, ("precision", "engine"))),
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -215,5 +227,5 @@ def _latency_claim(rows: Sequence[Row]) -> str:
         here = [row for row in rows if row.workload == workload and row.knobs["batch"] == smallest]
         if here:
             best = min(here, key=lambda r: r.latency_ms)
-            parts.append(f"{tables.title(workload)}: {engine(best.knobs)} {_precision(best)} {tables.figure(best.latency_ms, 'ms')}")
+            parts.append(f"{tables.title(workload)}: {_words(best)} {tables.figure(best.latency_ms, 'ms')}")
     return f"Lowest latency at batch {smallest}: " + "; ".join(part.split(": ", 1)[1] if len(parts) == 1 else part for part in parts)

@@ -9,6 +9,7 @@ from hpml import compare, env, notebooks, recommend, records, report_charts, tab
 from hpml.compare import Row
 from hpml.env import HpmlError
 from hpml.report_results import BEST, Charts, best_of
+from hpml.wording import words
 
 BEGIN, END = "<!-- results: written by `hpml report --readme` -->", "<!-- /results -->"
 LIST_BEGIN, LIST_END = "<!-- notebooks: written by `hpml report --readme` -->", "<!-- /notebooks -->"
@@ -67,7 +68,7 @@ def _best(workload: str, phase: str, rows: list[Row], folder: Path, found: list[
         return f"| {name} | {machine} | the baseline: no case is faster beyond the noise | | | | | |"
     base = tables.baseline_of(row, rows)
     differs = row.differs_in if base else ()
-    stack, instead = (", ".join(f"{knob}={one.knobs[knob]}" for knob in differs) for one in (row, base or row))
+    stack, instead = (words(one.knobs, differs) for one in (row, base or row))
     ratio = _ratio(row, _link(folder / "records.jsonl", env.root()), _first_lines(found))
     return (f"| {name} | {machine} | {stack} | {instead} | {ratio}{_noisy(row)} | {row.quality_text} | {_limit(row)} "
             f"| {_number(row, env.root())} |")

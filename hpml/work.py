@@ -36,8 +36,8 @@ def train_flops(workload: ModuleType, knobs: dict, classes: int, *, training: bo
     return sum(counted_flops(workload, knobs, classes, training=training).values())
 
 
-def counted_flops(workload: ModuleType, knobs: dict, classes: int, *, training: bool = True) -> dict[str, float]:
-    """The operations of forward and backward for one sample by operator, counted by torch on meta tensors."""
+def counted_flops(workload: ModuleType, knobs: dict, classes: int, *, training: bool = True, backward: bool = True) -> dict[str, float]:
+    """The operations of forward and, unless not wanted, backward for one sample by operator, counted by torch on meta tensors."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,7 +46,8 @@ def counted_flops(workload: ModuleType, knobs: dict, classes: int, *, training: 
         inputs = tuple(torch.empty_like(x, device="meta") for x in workload.example_inputs(knobs, 2))
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops}) as counter:
         outputs = model(*inputs)
-        outputs.sum().backward()
+        if backward:
+            outputs.sum().backward()
     return {str(operator).removeprefix("aten."): count / 2 for operator, count in counter.get_flop_counts()["Global"].items()}
 
 

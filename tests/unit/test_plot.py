@@ -154,10 +154,12 @@ def test_worth_is_a_grid_with_verdicts_quality_and_hatching(rows):
     shown = texts(axes)
     row = group(rows, "precision")[1]
     assert f"▲ {row.ratio:.2f}x ✓" in shown and "▼ 0.8" in shown and "? 1.0" in shown and "= 1.00x" in shown
-    assert "Training" in shown and "Inference" in shown and "precision=bf16" in shown and "engine=tensorrt, batch=8" in shown
-    assert "XLNet" in shown
-    assert sum(bool(p.get_hatch()) for p in axes.patches) == 4
-    assert "Faster in 11 of 14 measured cases, quality shown to be kept in 1 of them" in shown
+    assert "Training" in shown and "Inference, over FP32 in PyTorch" in shown and "BF16 + channels-last" in shown and "XLNet" in shown
+    assert "Measured for no workload: FP16, TensorRT." in shown and not any(p.get_hatch() for p in axes.patches)
+    assert "Faster in 7 of 10 measured cases, quality shown to be kept in 1 of them; best of these: ResNet-50, BF16 (1.38x over FP32)" in \
+        shown
+    late = [dataclasses.replace(row, status="skipped") if row.status == "unsupported" else row for row in rows]
+    assert sum(bool(p.get_hatch()) for p in plot.worth(late).patches) == 2, "what the budget did not reach is still asked"
     inside(axes)
     other = [dataclasses.replace(row, machine="another-machine") for row in rows]
     assert len(plot.worth([*rows, *other]).figure.axes) == 2
@@ -166,13 +168,37 @@ def test_worth_is_a_grid_with_verdicts_quality_and_hatching(rows):
 def test_worth_leaves_out_rungs_and_what_has_no_rate(rows):
     steps = {"workers": 2, "memory_format": "channels_last", "precision": "bf16"}
     sets = [{}, *({name: steps[name] for name in names} for names in (
-        ("workers",), ("workers", "memory_format"), ("workers", "memory_format", "precision"), ("precision",)))]
+        ("workers",), ("workers", "memory_format"), ("workers", "memory_format", "precision"), ("precision",), ("memory_format",)))]
     climbed = [make(changes=c, varying=tuple(steps), group="l", number=n, order=o, per_s=50 + o)
                for n in range(3) for o, c in enumerate(sets)]
     exported = [dataclasses.replace(row, phase="export", status="failed", per_s=None, ratio=None) for row in group(rows, "precision")]
     shown = texts(plot.worth([*compare.rows(climbed), *exported]))
-    assert shown.count("x –") == 3, "two steps alone and the whole stack"
+    assert shown.count("x –") == 4, "three steps alone and the whole stack"
     assert "Training" in shown and "xport" not in shown
+
+
+def test_worth_keeps_a_stack_whose_steps_cannot_be_taken_alone():
+    """FP32 has no ranges that could be taken at each call, so dynamic INT8 in one engine is no rung of dynamic INT8 in another."""
+    int8 = {"precision": "int8", "quantization": "dynamic"}
+    cases = [make(phase="infer", base={"engine": "onnxruntime", "quantization": "static"}, changes=c, varying=("precision", "engine"),
+                  group="q", number=n, order=o, per_s=50 + 9 * o)
+             for n in range(3) for o, c in enumerate(({}, int8, {"engine": "openvino"}, {"engine": "openvino", **int8}))]
+    shown = texts(plot.worth(compare.rows(cases)))
+    assert "dynamic INT8 OpenVINO dynamic INT8 in OpenVINO" in shown
+    assert "Inference, over FP32 in ONNX Runtime" in shown and shown.count("x –") == 3
+
+
+def test_worth_shows_one_size_of_a_technique():
+    def cases(batch, engine):
+        return [make(phase="infer", base={"batch": batch}, changes=c, varying=("engine",), group=f"e{batch}", number=n, order=o,
+                     per_s=50 + 9 * o * batch) for n in range(3) for o, c in enumerate(({}, {"engine": engine}))]
+
+    found = compare.rows([*cases(8, "openvino"), *cases(1, "openvino")])
+    shown = texts(plot.worth(found))
+    assert shown.count("x –") == 1 and "1.18x" in shown and "Of several sizes the smallest batch on all threads" in shown
+    shapes = [make(phase="infer", changes=c, varying=("batch",), group="b", number=n, order=o)
+              for n in range(3) for o, c in enumerate(({}, {"batch": 8}))]
+    assert "x –" not in texts(plot.worth(compare.rows(shapes))), "more in one call is another input, no technique"
 
 
 def test_worth_holds_six_workloads(rows):
@@ -206,10 +232,10 @@ def test_steps_show_the_best_stack_beside_its_baseline(rows):
     assert share < 100 and sum(lengths) == pytest.approx(100 + share)
     shown = texts(axes)
     assert f"ResNet-50 training is mostly backward; a step of the best stack takes {share:.0f} % of the baseline's time" in shown
-    assert "precision=bf16: wait" in axes.figure.hpml_alt and "noise floor" in shown
+    assert "ResNet-50 BF16: wait" in axes.figure.hpml_alt and "noise floor" in shown
     inside(axes)
     two = plot.steps([plot.Pair(base, best, *own), plot.Pair(*(dataclasses.replace(row, workload="xlnet") for row in (base, best)), *own)])
-    assert "A step is mostly backward in 2 of 2 workloads" in texts(two) and "XLNet: precision=fp32" in texts(two)
+    assert "A step is mostly backward in 2 of 2 workloads" in texts(two) and "XLNet: FP32" in texts(two)
     inside(two)
     assert "No phase times" in texts(plot.steps([]))
 
@@ -240,23 +266,24 @@ def test_speed_quality_says_the_claim_and_what_was_not_measured(rows):
     axes = plot.speed_quality(known, margin=0.01)
     shown = texts(axes)
     assert (
-        "Fastest with quality kept: onnxruntime fp32" in shown
+        "Fastest with quality kept: FP32 in ONNX Runtime" in shown
+        and "baseline" in shown
         and "quality not measured (1 of 3 cases)" in shown
         and "top-1 accuracy, %" in shown
     )
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
     assert [to_hex(line.get_markeredgecolor()).upper() for line in hollow] == [ENGINES["openvino"]]
     inside(axes)
-    both = texts(plot.speed_quality([*known, *(dataclasses.replace(row, workload="xlnet") for row in known)]))
-    assert "(ResNet-50)" in both.replace("\n", " ") and "(XLNet)" in both.replace("\n", " "), "each claim says whose it is"
+    both = texts(plot.speed_quality([*known, *(dataclasses.replace(row, workload="xlnet") for row in known)])).replace("\n", " ")
+    assert "Fastest with quality kept: ResNet-50 FP32 in ONNX" in both and "; XLNet FP32 in ONNX" in both, "each claim says whose it is"
 
 
 def test_latency_has_a_line_for_each_engine(rows):
     axes = plot.latency([row for row in rows if row.phase == "infer"])
     handles, labels = axes.get_legend_handles_labels()
-    assert labels == ["eager fp32", "onnxruntime fp32", "openvino fp32"]
+    assert labels == ["FP32 in PyTorch", "FP32 in ONNX Runtime", "FP32 in OpenVINO"]
     assert list(handles[0].lines[0].get_xdata()) == [1, 8, 32]
-    assert "Lowest latency at batch 1: openvino fp32" in texts(axes) and "Not measured: engine=tensorrt" in texts(axes)
+    assert "Lowest latency at batch 1: FP32 in OpenVINO" in texts(axes) and "Not measured: engine=tensorrt" in texts(axes)
     inside(axes)
 
 

@@ -29,7 +29,7 @@ def test_a_blessed_run_writes_readme(tmp_path, monkeypatch):
     page.write_text(f"before\n{report_readme.BEGIN}\nstale\n{report_readme.END}\n{report_readme.LIST_BEGIN}\n{report_readme.LIST_END}\nafter\n")
     text = report_readme.readme(page)
     assert text.startswith("before") and text.endswith("after\n") and "stale" not in text
-    assert "precision=bf16" in text and "1.80x" in text and "0123456789" in text
+    assert "| BF16 | FP32 |" in text and "1.80x" in text and "0123456789" in text
     full = report_readme.machine_page(folder, records.read(folder / "records.jsonl"))
     assert "1.80x" in full and "--rounds 6" in full and "](records.jsonl)" in full
     line = int(re.search(r"\[1\.80x [^)]*\]\(records\.jsonl#L(\d+)\)", full)[1])

@@ -49,13 +49,13 @@ def test_it_goes_on_where_it_stopped_and_leaves_a_study_when_it_is_complete(ladd
         ladder.main()
         return capsys.readouterr().out
 
-    first = run("--only", "1,6")
-    assert "1 pooling" in first and "6 visibility" in first and "study:" not in first
-    again = run("--only", "1,6,11")
+    first = run("--only", "1,2")  # the largest cell of a map has no gradient
+    assert "1 pooling" in first and "2 heat map" in first and "study:" not in first
+    again = run("--only", "1,2,11")
     assert "  epoch" in again and again.count("epoch 1:") == 1  # only 11 was trained
     file = tmp_path / "shuttle_versions-quick.json"
     found = json.loads(file.read_text())
-    assert [one["number"] for one in found["versions"]] == [1, 6, 11]
+    assert [one["number"] for one in found["versions"]] == [1, 2, 11]
     one = found["versions"][1]
     assert one["n"] > 0 and np.isfinite(one["curves"]["validation"]).all() and one["gflop"] > 0 and len(one["quantiles"]) == 7
     assert list((tmp_path / "tensorboard/shuttle_versions-quick").iterdir())
