@@ -4,11 +4,14 @@
 
 Alternating blocks in one process, medians of paired ratios with their range. On ImageNet's files where they lie below HPML_DATA, else on
 the rendered stand-in. Wanted: packing at least 0.8 of tar's rate; the loader at least 0.95 of the decode limit and at least WebDataset's
-rate; over loopback HTTP at least 0.9 of local. A block of the loader is an epoch: with few blocks its workers' start counts.
+rate; over loopback HTTP at least 0.9 of local. A block of the loader is an epoch: with few blocks its workers' start counts. LitData
+(`pip install litdata`) stands beside where it is installed: the same JPEGs in its own chunks, its own loader.
 """
 
 import argparse
 import dataclasses
+import importlib.util
+import os
 import shutil
 import statistics
 import tempfile
@@ -68,6 +71,30 @@ def decode(files, indices: list[int]) -> None:
         samples[index]
 
 
+def item(files, index: int) -> dict:
+    """What LitData writes of one image: its file as it is."""
+    place = files.train_images[index]
+    return {"image": jpegfiles.read_place(files.root, files.archives, place), "class": int(files.train_labels[index])}
+
+
+def sample(change, found: dict) -> tuple:
+    return change(jpegfiles.decoded(found["image"])), found["class"]
+
+
+def litdata_batches(files, folder: Path, workers: int):
+    """Batches without end by LitData's StreamingDataset and StreamingDataLoader, from chunks that are written to `folder` first."""
+    os.environ["LITDATA_DISABLE_VERSION_CHECK"] = "1"  # else it asks the package index at import
+    from litdata import StreamingDataLoader, StreamingDataset, optimize
+
+    optimize(partial(item, files), list(range(len(files.train_images))), str(folder), num_workers=1, verbose=False,
+             chunk_bytes=round(shardcase.size_mib(files) * 2**20))
+    samples = StreamingDataset(str(folder), shuffle=True, drop_last=True,
+                               transform=partial(sample, jpegfiles.transform(train=True, image=IMAGE)))
+    batches = StreamingDataLoader(samples, batch_size=BATCH, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
+    while True:
+        yield from batches
+
+
 def loading(files, blocks: int, workers: int) -> None:
     knobs = {**validate("data", {"batch": BATCH, "image": IMAGE, "workers": workers}), "start_method": "fork"}
     count = len(files.train_images) // BATCH
@@ -78,6 +105,10 @@ def loading(files, blocks: int, workers: int) -> None:
         kept.append(samples := shardcase.dataset(files, image=IMAGE, storage=storage))
         stream = endless(loader(samples, knobs, batch=BATCH, shuffle=True, seed=0, drop_last=True))
         calls[storage] = partial(lambda stream: [next(stream) for _ in range(count)], stream)
+    scratch = tempfile.TemporaryDirectory(prefix="hpml-bench-")
+    if importlib.util.find_spec("litdata"):
+        stream = litdata_batches(files, Path(scratch.name, "litdata"), workers)
+        calls["litdata"] = partial(lambda stream: [next(stream) for _ in range(count)], stream)
     parts = [list(range(i, count * BATCH, max(1, workers))) for i in range(max(1, workers))]
     with ProcessPoolExecutor(max(1, workers)) as pool:  # the same number of processes, nothing handed over
         calls["decode limit"] = lambda: list(pool.map(partial(decode, files), parts))
@@ -87,6 +118,8 @@ def loading(files, blocks: int, workers: int) -> None:
     said("shards / decode limit of the cores", took["shards"], took["decode limit"], 0.95)
     if "webdataset" in took:
         said("shards / bare WebDataset", took["shards"], took["webdataset"], 1.0)
+    if "litdata" in took:
+        said("shards / LitData", took["shards"], took["litdata"], 1.0)
     said("loopback HTTP / local shards", took["shards_http"], took["shards"], 0.9)
 
 

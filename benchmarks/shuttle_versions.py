@@ -6,7 +6,8 @@ Each version is trained on the same clips for at most a number of epochs (one-cy
 clips has not fallen for some epochs; the weights of its least validation loss are tried on test clips that nothing else has seen. One JSON
 file holds a record for each version, TensorBoard the losses of training and validation. Interrupted, it goes on with the next version;
 complete, it leaves the study that notebook 15 reads.
---quick: the small backbone at 256 pixels, minutes on two cores, one seed: differences between neighbours are then within its noise.
+--quick: the small backbone at 640 pixels and a quarter of the training, an hour on two cores, one seed: differences between neighbours
+are then within its noise. At half the size a shuttle is a pixel wide in what the first stage sees, and no version learns anything.
 --trap: instead, the same training twice with noise, once the same for a sample in every epoch and once fresh (notebook 15).
 """
 
@@ -45,7 +46,7 @@ STEPS = [("pooling", "global pooling and regression", None, {}),
          ("BiFPN", "a weighted pyramid, repeated", 8, {"neck": "bifpn"}),
          ("history", "three preceding frames and their places", 9, {"history": 3}),
          ("hard mining", "badly answered frames are drawn more often", 10, {})]
-SIZES = {"quick": {"backbone": "test_efficientnet", "image": 256, "train": 480, "test": 120, "batch": 16, "epochs": 8, "patience": 3,
+SIZES = {"quick": {"backbone": "test_efficientnet", "image": 640, "train": 2880, "test": 240, "batch": 16, "epochs": 4, "patience": 3,
                    "lr": 0.004},
          "whole": {"backbone": "efficientnet_b0", "image": 640, "train": 960, "test": 240, "batch": 16, "epochs": 30, "patience": 6,
                    "lr": 0.002}}
@@ -224,7 +225,7 @@ def trap(size: dict, sets: dict, folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the small backbone and small frames")
+    parser.add_argument("--quick", action="store_true", help="the small backbone and less training")
     parser.add_argument("--only", help="numbers of versions, as 1,2,5 (default: all that the file lacks)")
     parser.add_argument("--file", type=Path, help="the JSON file (default: results/shuttle_versions-<size>.json)")
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0 = all cores")

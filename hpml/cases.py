@@ -112,11 +112,13 @@ def case(workload: str, *, phase: str = "train", tier: str | None = None, fit: b
     workload = canonical(workload)
     sizes = get_workload(workload).SIZES[tier]
     allowed = validate(phase, {})
+    like = SIZES_OF.get(phase, phase)
     # A reader may set a size; what the tier sets is only its default.
-    defaults = {"data": _session.data, "device": _session.device, **sizes["fit" if fit else SIZES_OF.get(phase, phase)],
+    defaults = {"data": _session.data, "device": _session.device, **sizes["fit" if fit else like],
                 **_quality_sizes(workload, tier, knobs)}
     chosen = {name: value for name, value in defaults.items() if name in allowed}
-    return Case(workload, phase, tier, _settled(workload, phase, {**chosen, **knobs}), dict(sizes["protocol"]), "as it is")
+    return Case(workload, phase, tier, _settled(workload, phase, {**chosen, **knobs}),
+                {**sizes["protocol"], **sizes.get(f"{like}_protocol", {})}, "as it is")
 
 
 def _quality_sizes(workload: str, tier: str, knobs: dict) -> dict:

@@ -54,8 +54,8 @@ def open_frames(source: str, width: int, n_train: int = 0, n_test: int = 0) -> F
         raise Unavailable(MISSING.format(data_dir() / "shuttle"))
     arrays, checksum = court.load(width, n_train, n_test)
     places = {part: range(len(arrays[f"{part}_labels"])) for part in ("train", "test")}
-    names = {f"{part}_clips": tuple(f"{part}_{i // court.CLIP_FRAMES}" for i in count) for part, count in places.items()}
-    numbers = {f"{part}_numbers": tuple(i % court.CLIP_FRAMES for i in count) for part, count in places.items()}
+    names = {f"{part}_clips": tuple(f"{part}_{i // court.CLIP_FRAMES[part]}" for i in count) for part, count in places.items()}
+    numbers = {f"{part}_numbers": tuple(i % court.CLIP_FRAMES[part] for i in count) for part, count in places.items()}
     return FrameSet(name="standin", title="rendered badminton", origin="stand-in", classes=["shuttle"], checksum=checksum,
                     note=f"generated, not filmed; {width}x{width * 9 // 16}", **arrays, **names, **numbers)
 

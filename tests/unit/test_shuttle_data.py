@@ -286,4 +286,5 @@ def test_the_stand_in_is_rendered_once_and_says_honestly_what_is_not_visible(mon
     monkeypatch.setattr(court, "render", None)
     assert court.load(64, 360, 60)[1] == checksum
     found = shuttle.open_frames("standin", 64, 360, 60)
-    assert not set(found.train_clips) & set(found.test_clips) and found.train_numbers[:13] == (*range(12), 0)
+    assert not set(found.train_clips) & set(found.test_clips) and found.train_numbers[:5] == (0, 1, 2, 3, 0)
+    assert found.test_numbers[:13] == (*range(12), 0) and len(set(found.train_clips)) == 90 and len(set(found.test_clips)) == 5
