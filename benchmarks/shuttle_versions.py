@@ -48,7 +48,7 @@ STEPS = [("pooling", "global pooling and regression", None, {}),
          ("hard mining", "badly answered frames are drawn more often", 10, {})]
 SIZES = {"quick": {"backbone": "test_efficientnet", "image": 640, "train": 2880, "test": 240, "batch": 16, "epochs": 4, "patience": 3,
                    "lr": 0.004},
-         "whole": {"backbone": "efficientnet_b0", "image": 640, "train": 960, "test": 240, "batch": 16, "epochs": 30, "patience": 6,
+         "whole": {"backbone": "efficientnet_b0", "image": 640, "train": 4800, "test": 480, "batch": 16, "epochs": 8, "patience": 3,
                    "lr": 0.002}}
 VALIDATION = 6  # every so many of the training clips
 TIMED = 12  # frames one by one, for frames per second
