@@ -39,9 +39,10 @@ def answers(record) -> dict:
         return dict(left)
 
 
-def about(record) -> dict:
-    data = record.actual["data"]
-    return {"tier": record.case["tier"], "data": f"{data['title']} ({data['origin']})", "n": record.quality["n"],
+def about(*records) -> dict:
+    record, data = records[-1], records[-1].actual["data"]
+    return {"disturbance": {"busy": any(one.protocol["busy"] for one in records)}, "tier": record.case["tier"],
+            "data": f"{data['title']} ({data['origin']})", "n": record.quality["n"],
             "knobs": {name: record.knobs[name] for name in ("variant", "image", "length", "batch", "epochs", "weights", "train_samples")
                       if name in record.knobs}}
 
@@ -51,7 +52,7 @@ def whole(asked) -> dict:
     record = trained(hpml.case("resnet50", fit=True, train_samples=0, test_samples=0, batch=128, epochs=asked.epochs, **knobs))
     curve, minutes, data = record.quality["curve"], record.protocol["took_s"] / 60, record.actual["data"]
     rows = [{"epoch": epoch, "loss": f"{loss:.3f}", "top-1": f"{value:.1%}"} for epoch, loss, value in curve]
-    return {**about(record), "curve": curve, "minutes": minutes, "disturbance": {"busy": record.protocol["busy"]}, "rows": rows,
+    return {**about(record), "curve": curve, "minutes": minutes, "rows": rows,
             "says": [f"{record.quality['value']:.1%} of {record.quality['n']:,} test images after {asked.epochs} epochs of "
                      f"{data['n_train']:,} images, {minutes:.0f} minutes on {record.machine['cores']} cores in {record.knobs['precision']} "
                      f"(chance {record.quality['chance']:.0%})"]}
@@ -65,7 +66,7 @@ def optimizers(asked) -> dict:
     word = "better than SGD" if gain["low"] > 0 else "worse than SGD" if gain["high"] < 0 else "not shown to differ from SGD"
     rows = [{"optimizer": name, "top-1 by seed": " ".join(f"{100 * value:.1f}" for value in each), "mean": f"{np.mean(each):.1%}"}
             for name, each in values.items()]
-    return {**about(found["adam"][-1]), "values": values, "difference": gain, "rows": rows,
+    return {**about(*found["sgd"], *found["adam"]), "values": values, "difference": gain, "rows": rows,
             "says": [f"Adam is {word}: {100 * gain['mean']:+.1f} points, 95 % interval {100 * gain['low']:+.1f} to "
                      f"{100 * gain['high']:+.1f} over {gain['n']} paired seeds"]}
 
@@ -86,7 +87,7 @@ def lengths(asked) -> dict:
     said = [f"from {chosen[0]} to {chosen[-1]} tokens accuracy moves by {100 * (values[-1] - values[0]):+.1f} points "
             f"(standard error of one figure: {error:.1f}) and a training runs at {speeds[-1] / speeds[0]:.2f}x the speed"]
     said += [f"{row['from']:.0%} to {row['to']:.0%} sure: {1 - row['right']:.1%} wrong (n={row['n']})" for row in wrong]
-    return {**about(found[-1]), "values": values, "speeds": speeds, "by_confidence": bins, "rows": rows, "says": said}
+    return {**about(*found), "values": values, "speeds": speeds, "by_confidence": bins, "rows": rows, "says": said}
 
 
 def masks(asked) -> dict:
