@@ -14,7 +14,9 @@ from hpml.loadgen import Window
 from hpml.loadsite import Site, opened, pictures
 from hpml.loadtargets import get
 
-STEP = 1.15  # between two probes while only one end of the search is known
+STEP = 1.15  # up from a rate that was stood, while none is known that was not
+CLOSE = 1.15  # between a rate that was stood and one that was not: a probe of some seconds cannot tell nearer ones apart
+DOWN = ((0.02, 1.08), (0.1, 1.2), (1.0, 1.5))  # (share of queries that missed the limit, at most; step down from that rate)
 CONFIRM_AT = (1.0, 0.92, 0.8, 0.6, 0.4)  # of the highest rate that a probe stood: a longer window finds what a probe is too short for
 OVERLOAD = 2.0  # times the sustainable rate
 
@@ -104,8 +106,8 @@ def server(site: Site, plan: Plan, warm: Window) -> dict:
     guess = max(queueing.highest_rate(queueing.Server(1, env.cores(), 1 / whole), limit_s=limit_s), whole / 4, least)
     windows, low, high = [], 0.0, math.inf
     rate = guess
-    for number in range(plan.probes + 4):  # more than planned only while nothing was within the limit
-        if number >= plan.probes and low or rate < least:
+    for number in range(plan.probes + 4):  # more than planned only while nothing was within the limit, or the ends lie far apart
+        if (number >= plan.probes and low and not CLOSE < high / low < math.inf) or rate < least:
             break
         window = site.window("server", plan.probe_s, rate=rate, seed=number)
         windows.append(loadfacts.facts(window, limit_s=limit_s))
@@ -113,7 +115,7 @@ def server(site: Site, plan: Plan, warm: Window) -> dict:
             low = max(low, rate)
         else:
             high = min(high, rate)
-        rate = math.sqrt(low * high) if low and high < math.inf else low * STEP if low else high / STEP**(2 + number)
+        rate = math.sqrt(low * high) if low and high < math.inf else low * STEP if low else high / _down(windows)
         if low and high / low < 1.03:
             break
     if not low:
@@ -131,6 +133,12 @@ def server(site: Site, plan: Plan, warm: Window) -> dict:
     per_s = (len(window.outcomes) - len(window.missed(limit_s))) / window.seconds
     serving = {"per_s": per_s, "offered_per_s": confirmed, "windows": windows, "overload": _overload(site, plan, confirmed)}
     return {"serving": serving, "latencies": window.of(loadgen.OK)}
+
+
+def _down(windows: list[dict]) -> float:
+    """The step down after probes of which none was within the limit: small where the last one nearly was, longer with each of them."""
+    missed = windows[-1]["missed"] / max(windows[-1]["n"], 1)
+    return next(step for most, step in DOWN if missed <= most) ** ((1 + len(windows)) / 2)
 
 
 def _overload(site: Site, plan: Plan, sustained: float) -> dict:

@@ -8,9 +8,10 @@ import threading
 import time
 from concurrent.futures import Future
 
+import numpy as np
 import pytest
 
-from hpml import loadfacts, loadgen, loadtest
+from hpml import loadfacts, loadgen, loadtest, queueing
 from hpml.env import HpmlError
 from hpml.loadgen import FAILED, OK, REFUSED, Window
 from hpml.loadsite import Site
@@ -198,6 +199,43 @@ def test_the_search_ends_with_a_confirmed_rate_and_twice_of_it(service):
     overload = serving["overload"]
     assert overload["asked_per_s"] == pytest.approx(2 * serving["offered_per_s"])
     assert overload["rss_after_mib"] and overload["recovery_s"] < 1
+
+
+class Simulated:
+    """A site of two servers that each take `service_s` and answer in order; its arrivals are Poisson's."""
+
+    limit_s = 0.15
+
+    def __init__(self, service_s: float, bursts: float = 1.0) -> None:
+        self.service_s, self.bursts = service_s, bursts
+
+    def window(self, scenario, seconds, *, rate=None, seed=0):
+        rng, busy, due, took = np.random.default_rng(seed), [0.0, 0.0], [], []
+        if scenario == "offline":
+            count = int(2 / self.service_s * seconds)
+            return loadgen.Window(scenario, None, [0.0] * count, [self.service_s * (i // 2 + 1) for i in range(count)], [OK] * count)
+        at = rng.exponential(1 / rate)
+        while at < seconds:
+            server = busy.index(min(busy))
+            busy[server] = max(busy[server], at) + self.service_s * self.bursts
+            due.append(at)
+            took.append(busy[server] - at)
+            at += rng.exponential(1 / rate)
+        return loadgen.Window(scenario, rate, due, took, [OK] * len(due))
+
+    def rss_mib(self, peak=False):
+        return 1.0
+
+
+@pytest.mark.parametrize("bursts", [1.0, 1.15, 1.3, 2.0])
+def test_the_search_comes_near_what_is_stood(bursts):
+    """A service that is slower under load than all at once: the first guess is too high, by little or by much."""
+    site, plan = Simulated(0.03, bursts), dataclasses.replace(loadtest.PLANS["cpu"], probes=2, confirm_s=100)
+    found = loadtest.server(site, plan, site.window("offline", 1))["serving"]
+    best = queueing.highest_rate(queueing.Server(2, 2, 0.03 * bursts), limit_s=site.limit_s)
+    assert 0.8 * best < found["offered_per_s"] <= 1.05 * best
+    probes = [window for window in found["windows"] if not window.get("confirmation")]
+    assert 2 <= len(probes) <= 6
 
 
 @pytest.fixture
