@@ -51,7 +51,7 @@ SIZES = {"quick": {"backbone": "test_efficientnet", "image": 640, "train": 2880,
          "whole": {"backbone": "efficientnet_b0", "image": 640, "train": 4800, "test": 480, "batch": 16, "epochs": 8, "patience": 3,
                    "lr": 0.002}}
 VALIDATION = 6  # every so many of the training clips
-TIMED = 12  # frames one by one, for frames per second
+TIMED = 12  # frames of each version, for frames per second
 QUANTILES = (10, 25, 50, 75, 90, 95, 99)
 
 
@@ -146,21 +146,30 @@ def validation_loss(model, batches) -> float:
 
 
 def judged(model, design: Design, size: dict, frames: reader.FrameSet) -> dict:
-    """Figures on the test clips: errors and counts (_pixels.scores), quantiles of the error, operations, frames per second in eager."""
+    """Figures on the test clips: errors and counts (_pixels.scores), quantiles of the error, operations of a frame."""
     knobs = {"variant": design, "image": size["image"], "batch": size["batch"], "device": "cpu", "precision": "fp32",
              "memory_format": "channels_last"}
-    answers = _stages.answers(predictor(model, knobs), knobs, frames)
-    labels, (inputs,) = np.asarray(frames.test_labels), NET.example_inputs(knobs, 1)
-    errors, spent = _pixels.pixel_errors(answers, labels), []
-    with torch.inference_mode():
-        for _ in range(TIMED):
-            started = time.perf_counter()
-            model(inputs.to(memory_format=torch.channels_last))
-            spent.append(time.perf_counter() - started)
+    answers, labels = _stages.answers(predictor(model, knobs), knobs, frames), np.asarray(frames.test_labels)
+    errors = _pixels.pixel_errors(answers, labels)
     flops = work.counted_flops(NET, knobs, 1, training=False, backward=False)  # the largest cell of a map has no gradient
     return {"scores": _pixels.scores(answers, labels, size["image"]), "n": len(errors), "within 4 px": float((errors <= 4).mean()),
             "quantiles": {str(q): float(np.percentile(errors, q)) for q in QUANTILES}, "gflop": sum(flops.values()) / 1e9,
-            "fps": 1 / float(np.median(spent)), "parameters": sum(p.numel() for p in model.parameters())}
+            "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def time_frames(versions: list[dict], size: dict) -> None:
+    """Gives each version its frames per second in eager, one frame a call. They take turns, so that what else runs meets all alike."""
+    models = [build(Design(**one["design"])).to(memory_format=torch.channels_last).eval() for one in versions]
+    inputs = [NET.example_inputs({"variant": Design(**one["design"]), "image": size["image"]}, 1)[0] for one in versions]
+    spent = np.zeros((TIMED + 1, len(versions)))
+    with torch.inference_mode():
+        for turn in range(TIMED + 1):  # the first warms up
+            for number in range(len(versions))[::1 if turn % 2 else -1]:
+                started = time.perf_counter()
+                models[number](inputs[number].to(memory_format=torch.channels_last))
+                spent[turn, number] = time.perf_counter() - started
+    for one, seconds in zip(versions, np.median(spent[1:], axis=0), strict=True):
+        one |= {"fps": 1 / float(seconds), "load": os.getloadavg()[0], "threads": torch.get_num_threads()}
 
 
 def table(found: dict) -> str:
@@ -171,10 +180,10 @@ def table(found: dict) -> str:
              f"{'':2} {'version':<13} {'median':>7} {'mean':>7} {'P95':>7} {'<=4px':>6} {'F1':>6} {'seen F1':>7} {'GFLOP':>6} {'FPS':>6} "
              f"{'epochs':>6}  what changed"]
     for one in found["versions"]:
-        s = one["scores"]
+        s, fps = one["scores"], one.get("fps", float("nan"))  # timed when all are trained
         errors = " ".join(f"{s[f'{name} error px']:>7.1f}" for name in ("median", "mean", "P95"))
         lines.append(f"{one['number']:>2} {one['name']:<13} {errors} {one['within 4 px']:>6.1%} {s['F1']:>6.1%} {s['visibility F1']:>7.1%} "
-                     f"{one['gflop']:>6.2f} {one['fps']:>6.1f} {one['best_epoch']:>2} of {one['epochs']:<2} {one['change']} "
+                     f"{one['gflop']:>6.2f} {fps:>6.1f} {one['best_epoch']:>2} of {one['epochs']:<2} {one['change']} "
                      f"(after {one['after'] or '-'})")
     hard = {one["name"]: one for one in found["versions"]}
     if {"history", "hard mining"} <= set(hard):
@@ -223,6 +232,12 @@ def trap(size: dict, sets: dict, folder: Path) -> str:
     return "\n".join(lines)
 
 
+def keep(found: dict, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_suffix(".part").write_text(json.dumps(found, indent=1))
+    file.with_suffix(".part").replace(file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the small backbone and less training")
@@ -252,13 +267,12 @@ def main() -> None:
             print(f"{one['number']} {one['name']}: {one['change']}", flush=True)
             with SummaryWriter(str(logs / f"{one['number']:02}-{one['name'].replace(' ', '-')}")) as writer:
                 model, facts = train(one["design"], size, sets, writer, mining=one["mining"])
-            record = {**one, "design": asdict(one["design"]), **facts, **judged(model, one["design"], size, sets["test"]),
-                      "load": os.getloadavg()[0], "threads": torch.get_num_threads()}
+            record = {**one, "design": asdict(one["design"]), **facts, **judged(model, one["design"], size, sets["test"])}
             found |= {"machine": env.machine()["id"], "commit": env.git()["commit"], "torch": torch.__version__,
                       "data": sets["test"].checksum, "versions": sorted([*found["versions"], record], key=lambda one: one["number"])}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.with_suffix(".part").write_text(json.dumps(found, indent=1))
-            file.with_suffix(".part").replace(file)
+            keep(found, file)
+        time_frames(found["versions"], size)
+        keep(found, file)
     if not found["versions"]:
         raise SystemExit(f"{file} holds no version yet")
     print(table(found))
