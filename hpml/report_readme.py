@@ -38,10 +38,12 @@ def readme_block() -> str:
         lines += [_best(workload, phase, rows, folder, found) for folder, found, rows in machines
                   if any((row.workload, row.phase) == (workload, phase) and not row.is_baseline for row in rows)]
     folder, _, newest = machines[0]
-    parts = [f"{BEST} Ratio with its 95 % interval; the limit is what this machine was measured to reach. "
+    parts = ["\n".join(_found(found, rows, phase) for _, found, rows in machines for phase in ("infer", "train")
+                       if any(row.phase == phase and row.ratio for row in rows)),
+             f"{BEST} Ratio with its 95 % interval; the limit is what this machine was measured to reach. "
              "A ratio leads to its first record; `./run_all.sh --only <notebook> --workloads <workload>` measures it again.",
              "\n".join(lines), _figure(folder, newest, env.root())]
-    parts += ["\n".join(f"- {_machine(found)} Data: {_sources(found)}. {_counts(rows)} "
+    parts += ["\n".join(f"- {_machine(found)} Data: {_sources(found)}. "
                         f"[All cases]({_link(folder / 'README.md', env.root())}), "
                         f"[records]({_link(folder / 'records.jsonl', env.root())})." for folder, found, rows in machines)]
     parts += [_int8(found, rows) for _, found, rows in machines]
@@ -56,6 +58,16 @@ def _int8(found: list[records.Record], rows: list[Row]) -> str:
     return (f"**INT8 on {_chip(found[0].machine['id'])}** ([33](notebooks/33_int8_quantization.ipynb)), "
             "quality beside speed; operators: those that compute in INT8, of all convolutions and products of matrices.\n\n"
             + tables_int8.markdown(own, rows, workloads.names()))
+
+
+def _found(found: list[records.Record], rows: list[Row], phase: str) -> str:
+    """What one machine showed of a phase, in two sentences."""
+    mine = [row for row in rows if row.phase == phase]
+    best = [row for name in dict.fromkeys(row.workload for row in mine) if (row := best_of([one for one in mine if one.workload == name]))]
+    gains = [f"{tables.ratio(row.ratio)} ({tables.title(row.workload)}: {words(row.knobs, row.differs_in)})"
+             for row in sorted(best, key=lambda row: -row.ratio)]
+    return (f"- {tables.PHASES[phase].capitalize()} on {_chip(found[0].machine['id'])}: at best {', '.join(gains) or 'the baseline'}. "
+            f"{_counts(mine)}")
 
 
 def _best(workload: str, phase: str, rows: list[Row], folder: Path, found: list[records.Record]) -> str:
