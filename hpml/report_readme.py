@@ -209,7 +209,8 @@ def _link(path: Path, page: Path) -> str:
 
 def _figure(folder: Path, rows: list[Row], page: Path) -> str:
     chart = folder / "charts" / "worth.png"
-    return f"![{_counts(rows)}]({_link(chart, page)})" if chart.exists() else ""
+    # Charts are drawn for 600 pixels; a page that is wider would enlarge it over several screens.
+    return f'<img src="{_link(chart, page)}" alt="{_counts(rows)}" width="600">' if chart.exists() else ""
 
 
 def readme(path: Path) -> str:
