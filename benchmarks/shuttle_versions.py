@@ -1,6 +1,6 @@
 """Eleven versions of the shuttle localizer, one change each, trained by one stop rule on the rendered court.
 
-    python benchmarks/shuttle_versions.py [--quick] [--only 1,2] [--file FILE] [--table] [--trap]
+    python benchmarks/shuttle_versions.py [--quick] [--only 1,2] [--file FILE] [--table] [--trap] [--halls]
 
 Each version is trained on the same clips for at most a number of epochs (one-cycle learning rate) and stops when the loss on validation
 clips has not fallen for some epochs; the weights of its least validation loss are tried on test clips that nothing else has seen. One JSON
@@ -9,6 +9,7 @@ complete, it leaves the study that notebook 15 reads.
 --quick: the small backbone at 640 pixels and a quarter of the training, an hour on two cores, one seed: differences between neighbours
 are then within its noise. At half the size a shuttle is a pixel wide in what the first stage sees, and no version learns anything.
 --trap: instead, the same training twice with noise, once the same for a sample in every epoch and once fresh (notebook 15).
+--halls: instead, as many frames from few halls and from many, beside halls that neither training has seen.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from torch.utils.tensorboard import SummaryWriter
 
 from hpml import env, measure, studies, work, workloads
+from hpml.data import court, shuttle
 from hpml.data import frames as reader
-from hpml.data import shuttle
 from hpml.fit import predictor
 from hpml.workloads import _mining, _pixels, _stages
 from hpml.workloads._designs import Design
@@ -232,6 +233,22 @@ def trap(size: dict, sets: dict, folder: Path) -> str:
     return "\n".join(lines)
 
 
+def halls(size: dict, sets: dict, folder: Path) -> str:
+    """As many frames, twelve or four of a hall: the losses in training and on the validation's halls, which are others."""
+    design, count, lines = versions(size, quick=True)[3]["design"], range(size["train"] // 2), []
+    for clip in (12, 4):
+        print(f"{clip} frames of a hall", flush=True)
+        images, labels = court.render(len(count), width=size["image"], seed=1, clip=clip)
+        frames = replace(sets["train"], test_images=images, test_labels=labels, test_clips=tuple(f"{i // clip}" for i in count),
+                         test_numbers=tuple(i % clip for i in count))
+        with SummaryWriter(str(folder / f"halls-{clip}")) as writer:
+            _, facts = train(design, size, {**sets, "train": frames}, writer, patience=10**6)
+        last = {part: values[-1] for part, values in facts["curves"].items()}
+        lines.append(f"{len(count)} frames, {clip} of a hall: training {last['train']:.2f}, validation {last['validation']:.2f} "
+                     f"after {facts['epochs']} epochs (least {min(facts['curves']['validation']):.2f})")
+    return "\n".join(lines)
+
+
 def keep(found: dict, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".part").write_text(json.dumps(found, indent=1))
@@ -246,6 +263,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0 = all cores")
     parser.add_argument("--table", action="store_true", help="print what the file holds, and train nothing")
     parser.add_argument("--trap", action="store_true", help="train with frozen and with fresh noise instead")
+    parser.add_argument("--halls", action="store_true", help="train on few and on many halls instead")
     asked = parser.parse_args()
     name = "quick" if asked.quick else "whole"
     size, file = SIZES[name], asked.file or env.results_dir() / f"shuttle_versions-{name}.json"
@@ -256,8 +274,8 @@ def main() -> None:
         raise SystemExit(f"{file} holds versions of another size; give another --file")
     if not asked.table:
         sets = split(size)
-        if asked.trap:
-            print(trap(size, sets, logs))
+        if asked.trap or asked.halls:
+            print((trap if asked.trap else halls)(size, sets, logs))
             return
         wanted = {int(number) for number in asked.only.split(",")} if asked.only else set(range(1, len(STEPS) + 1))
         done = {one["number"] for one in found["versions"]}

@@ -69,3 +69,11 @@ def test_it_goes_on_where_it_stopped_and_leaves_a_study_when_it_is_complete(ladd
     file.write_text(json.dumps(found))
     with pytest.raises(SystemExit, match="versions of another size"):
         run("--table")
+
+
+def test_few_halls_and_many_are_trained_on_as_many_frames(ladder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["shuttle_versions.py", "--quick", "--threads", "1", "--halls"])
+    ladder.main()
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split(":")[0] for line in lines] == ["24 frames, 12 of a hall", "24 frames, 4 of a hall"]
+    assert all("validation" in line for line in lines)
