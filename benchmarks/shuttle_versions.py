@@ -210,7 +210,8 @@ def study(found: dict, name: str) -> dict:
     says = [f"largest step forward in the median: {step['name']}, {best:.1f} px less; least: {back['name']}, {worst:.1f} px less",
             f"widest gap between the losses at the end: {gap['name']}, {gap['curves']['train'][-1]:.2f} in training, "
             f"{gap['curves']['validation'][-1]:.2f} in validation; the weights of epoch {gap['best_epoch']} were kept",
-            f"P95 of the error before mining {by_number[10]['quantiles']['95']:.1f} px, after it {by_number[11]['quantiles']['95']:.1f} px",
+            "error before and after mining, below which so many of the visible frames lie: " + ", ".join(
+                f"{q} %: {by_number[10]['quantiles'][q]:.1f} and {by_number[11]['quantiles'][q]:.1f} px" for q in ("50", "75", "90", "95")),
             f"one seed, {versions[0]['threads']} threads" + (f"; frames per second are of a busy machine (load {load:.0f})" * (load > 2))]
     return {"data": f"rendered badminton, {size['image']} pixels wide", "n": versions[0]["n"], "tier": name,
             "knobs": {key: size[key] for key in ("backbone", "train", "epochs", "patience", "batch")}, "rows": rows, "says": says,

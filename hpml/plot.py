@@ -31,6 +31,7 @@ from hpml.plot_step import Pair, phases, steps
 from hpml.plot_summary import worth
 from hpml.plot_tradeoff import latency, speed_quality
 from hpml.plot_training import confusion, curves, distances, marked, masked, pictures
+from hpml.plot_versions import versions
 
 __all__ = [
     "Pair",
@@ -55,6 +56,7 @@ __all__ = [
     "show_alt",
     "speed_quality",
     "steps",
+    "versions",
     "warmup_curve",
     "worth",
 ]

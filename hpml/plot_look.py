@@ -167,6 +167,18 @@ def ratio_axis(axes, low: float, high: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
+def plain_log_x(axes) -> None:
+    """Few ticks with plain numbers on a logarithmic axis."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    low, high = axes.get_xlim()
+    steps = (1, 2, 5) if high / low > 12 else (1, 1.5, 2, 3, 5, 7) if high / low > 3 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    ticks = [m * 10.0**e for e in range(-3, 8) for m in steps if low <= m * 10.0**e <= high]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FixedFormatter([tables.figure(t).removesuffix(".00").removesuffix(".0") for t in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def legend_below(axes, handles: Sequence, *, columns: int, offset: float = 36) -> None:
     """A legend `offset` points under the axes, between its label and the caption."""
     from matplotlib.transforms import ScaledTranslation

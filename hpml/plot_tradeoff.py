@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from hpml import tables
 from hpml.compare import Row
-from hpml.plot_look import BAND, INK, SOFT, clean, colour, engine, figure_of, finish, headed, legend_below, provenance, styled
+from hpml.plot_look import BAND, INK, SOFT, clean, colour, engine, figure_of, finish, headed, legend_below, plain_log_x, provenance, styled
 from hpml.wording import words
 
 MARKERS = {"fp32": "o", "bf16": "s", "fp16": "^", "int8": "D"}
@@ -85,7 +85,7 @@ def _tradeoff(axes, rows: Sequence[Row], margin: float | None) -> tuple[str, str
             zorder=3,
             clip_on=False,
         )
-    _plain_log_x(axes)
+    plain_log_x(axes)
     batches = {row.knobs.get("batch") for row in rows}
     axes.set_xlabel(f"samples/s at batch {batches.pop()}" if len(batches) == 1 and None not in batches else "samples/s")
     axes.set_ylabel(f"{(known and known[0].quality_metric or 'quality')}, %")
@@ -112,18 +112,6 @@ def _named(axes, row: Row, name: str, *, above: bool) -> None:
 
 def _words(row: Row) -> str:
     return words(row.knobs, ("precision", "engine")) or row.label
-
-
-def _plain_log_x(axes) -> None:
-    """Few ticks with plain numbers on a logarithmic axis."""
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
-
-    low, high = axes.get_xlim()
-    steps = (1, 2, 5) if high / low > 12 else (1, 1.5, 2, 3, 5, 7) if high / low > 3 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
-    ticks = [m * 10.0**e for e in range(-3, 8) for m in steps if low <= m * 10.0**e <= high]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FixedFormatter([tables.figure(t).removesuffix(".00").removesuffix(".0") for t in ticks]))
-    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _keys(axes, rows: Sequence[Row]) -> None:

@@ -8,8 +8,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "hpml"
 LAYERS = [
     {"env", "knobs", "records", "compare", "agreement", "sittings", "preload", "reader", "turns", "studies", "scoring"},
     {"arithmetic", "data", "measure", "ladder", "limits", "queueing", "scaling", "plot", "plot_look", "plot_machine", "plot_runs",
-     "plot_serving", "plot_soundness", "plot_stack", "plot_step", "plot_summary", "plot_tradeoff", "plot_training", "tables",
-     "tables_int8", "tables_serving", "tables_training", "tables_runs", "wording", "published", "nginx", "link"},
+     "plot_serving", "plot_soundness", "plot_stack", "plot_step", "plot_summary", "plot_tradeoff", "plot_training", "plot_versions",
+     "tables", "tables_int8", "tables_serving", "tables_training", "tables_runs", "wording", "published", "nginx", "link"},
     {"workloads", "engines", "export", "einsum", "pretrained"},
     {"train", "contrast", "work", "distributed", "fit", "infer", "stored", "build", "loading", "pack", "profiling", "quantize",
      "sensitivity", "transfer", "checkpoint", "loadgen", "loadtargets", "loadfacts"},

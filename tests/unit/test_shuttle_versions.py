@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpml import plot
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -64,7 +66,10 @@ def test_it_goes_on_where_it_stopped_and_leaves_a_study_when_it_is_complete(ladd
     file.write_text(json.dumps(found))
     assert "study:" in run("--table")
     made = json.loads((tmp_path / "studies/shuttle_versions.json").read_text())
-    assert len(made["rows"]) == 11 and made["n"] == one["n"] and made["says"][2].startswith("P95 of the error before mining")
+    assert len(made["rows"]) == 11 and made["n"] == one["n"] and made["says"][2].startswith("error before and after mining")
+    axes = plot.versions(made)
+    assert axes.get_title(loc="left").startswith("Median error") and len(axes.get_yticks()) == 11
+    assert "most learnt by heart in" in axes.get_title(loc="left").replace("\n", " ") and "history: median" in axes.figure.hpml_alt
     found["size"] = {**found["size"], "epochs": 99}
     file.write_text(json.dumps(found))
     with pytest.raises(SystemExit, match="versions of another size"):
