@@ -116,12 +116,12 @@ def test_other_comparisons_are_no_ladders():
 def test_the_chart_shows_steps_diamonds_limits_and_the_product():
     axes = plot.ladder(read(climbed()))
     shown = texts(axes)
-    for words in ("+ workers=1", "+ precision=bf16", "product of the steps alone",
+    for words in ("+ 1 loader worker", "+ BF16", "product of the steps alone",
                   "like the product of its steps", "the whole stack is faster, 1.9"):
         assert words in shown, words
     labels = [line.get_label() for line in axes.lines]
     assert labels.count("without") == 3 and labels.count("limit") >= 1
-    assert "without precision=bf16" in axes.figure.hpml_alt
+    assert "without BF16" in axes.figure.hpml_alt
     inside(axes)
     slower = [dataclasses.replace(r) for r in climbed(together=0.4)]
     assert "the whole stack is slower" in texts(plot.ladder(read(slower))) and "less than the product" in texts(plot.ladder(read(slower)))
