@@ -254,8 +254,9 @@ def test_a_network_of_convolutions_has_no_dynamic_graph_and_what_is_kept_is_reco
     assert record.status == "ok" and record.actual["int8_ops"] == 1 and record.actual["heavy_ops_total"] == 2
     (kept,) = record.actual["quantized"]["kept_fp"]
     assert kept["op"] in ("Conv", "Gemm") and kept["error"] > 0
-    assert hpml.run(case.but(keep_fp=1, quantizer="nncf")).records[-1].actual["quantized"]["kept_fp"] == [kept]
+    hpml.run(case.but(keep_fp=1, quantizer="nncf"))  # without VNNI, ONNX Runtime computes this graph in floating point and gives no figure
     first, second = (made for made in stored("quantize") if made.status == "ok")
+    assert second.actual["kept_fp"] == [kept]
     assert first.actual["ranking_s"] == second.actual["ranking_s"] < second.cold["quantize_s"], "ranked once in a run, and counted in both"
 
 
