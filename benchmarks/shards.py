@@ -83,7 +83,7 @@ def sample(change, found: dict) -> tuple:
 
 def litdata_batches(files, folder: Path, workers: int):
     """Batches without end by LitData's StreamingDataset and StreamingDataLoader, from chunks that are written to `folder` first."""
-    os.environ["LITDATA_DISABLE_VERSION_CHECK"] = "1"  # else it asks the package index at import
+    os.environ["LITDATA_DISABLE_VERSION_CHECK"] = "1"  # older versions ask the package index at import
     from litdata import StreamingDataLoader, StreamingDataset, optimize
 
     optimize(partial(item, files), list(range(len(files.train_images))), str(folder), num_workers=1, verbose=False,
@@ -105,8 +105,8 @@ def loading(files, blocks: int, workers: int) -> None:
         kept.append(samples := shardcase.dataset(files, image=IMAGE, storage=storage))
         stream = endless(loader(samples, knobs, batch=BATCH, shuffle=True, seed=0, drop_last=True))
         calls[storage] = partial(lambda stream: [next(stream) for _ in range(count)], stream)
-    scratch = tempfile.TemporaryDirectory(prefix="hpml-bench-")
     if importlib.util.find_spec("litdata"):
+        kept.append(scratch := tempfile.TemporaryDirectory(prefix="hpml-bench-"))
         stream = litdata_batches(files, Path(scratch.name, "litdata"), workers)
         calls["litdata"] = partial(lambda stream: [next(stream) for _ in range(count)], stream)
     parts = [list(range(i, count * BATCH, max(1, workers))) for i in range(max(1, workers))]

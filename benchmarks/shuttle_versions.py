@@ -6,8 +6,8 @@ Each version is trained on the same clips for at most a number of epochs (one-cy
 clips has not fallen for some epochs; the weights of its least validation loss are tried on test clips that nothing else has seen. One JSON
 file holds a record for each version, TensorBoard the losses of training and validation. Interrupted, it goes on with the next version;
 complete, it leaves the study that notebook 15 reads.
---quick: the small backbone at 640 pixels and a quarter of the training, two hours on two cores, one seed: differences between neighbours
-are then within its noise. At half the size a shuttle is a pixel wide in what the first stage sees, and no version learns anything.
+--quick: the small backbone and less training, some hours on two cores, one seed: differences between neighbours are then within its
+noise. Its frames are no narrower: at half the width a shuttle is about one pixel of what the first stage sees.
 --trap: instead, the same training twice with noise, once the same for a sample in every epoch and once fresh (notebook 15).
 --halls: instead, as many frames from few halls and from many, beside halls that neither training has seen.
 """

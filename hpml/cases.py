@@ -112,7 +112,7 @@ def case(workload: str, *, phase: str = "train", tier: str | None = None, fit: b
     workload = canonical(workload)
     sizes = get_workload(workload).SIZES[tier]
     allowed = validate(phase, {})
-    like = SIZES_OF.get(phase, phase)
+    like = SIZES_OF.get(phase, phase)  # whose sizes it has, and whose changes of the protocol
     # A reader may set a size; what the tier sets is only its default.
     defaults = {"data": _session.data, "device": _session.device, **sizes["fit" if fit else like],
                 **_quality_sizes(workload, tier, knobs)}

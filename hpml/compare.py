@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hpml.env import HpmlError
-from hpml.knobs import SIZE_KNOBS
+from hpml.knobs import INPUT_KNOBS, SIZE_KNOBS
 from hpml.records import Record
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 6
@@ -202,6 +202,11 @@ def techniques(rows: Sequence[Row]) -> list[Row]:
     """The rows without comparisons that test the protocol itself by a planted slowdown: those say nothing about a workload."""
     planted = {row.group for row in rows if row.knobs.get("slowdown")}
     return [row for row in rows if row.group not in planted]
+
+
+def on_other_input(row: Row) -> bool:
+    """Whether nothing but what is worked on differs from the baseline (batch, length): a comparison, and no technique."""
+    return bool(row.differs_in) and set(row.differs_in) <= set(INPUT_KNOBS)
 
 
 def is_quality_run(record) -> bool:

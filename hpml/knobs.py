@@ -102,6 +102,7 @@ KNOBS: dict[str, Knob] = {
     "dtype": Knob("fp32", ("limit",), "data type of the limit", least=None),
 }
 INT8_KNOBS = ("quantizer", "calib_samples", "calib_method", "quantization", "keep_fp")  # they mean something where the precision is int8
+INPUT_KNOBS = ("batch", "image", "length", "variant", "weights", "stem", "seed", "train_samples")  # what is worked on, not how
 # What may differ between a speed figure and the quality run that vouches for it: the amount of training, the size of the
 # input, the first layers fitted to it and the variant that was small enough to train are not what a technique is.
 SIZE_KNOBS = ("epochs", "train_samples", "test_samples", "image", "batch", "threads", "schedule", "measure", "hint", "lr", "seed",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpml import tables
-from hpml.compare import Row
+from hpml.compare import Row, on_other_input
 from hpml.plot_look import (
     GLYPHS,
     MARKS,
@@ -24,7 +24,6 @@ FILLS = {"faster": "#A6CEE3", "slower": "#FDD0A2", "no difference": "#EEEEEE", "
 
 LANE_IN = 0.23
 RATED = ("train", "infer", "data")  # phases whose cases have a rate; an export or a quantization has nothing to be worth
-INPUT = {"batch", "image", "length", "variant", "weights", "stem", "seed", "train_samples"}  # what is worked on, not how
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,10 @@ def worth(rows: Sequence[Row]):
 
     A heading says what the lanes below it are compared with. Of a technique that a workload measured at several sizes one is shown: with
     all threads, the smallest batch, its quality known, the last. Of a ladder the single steps and the whole stack are shown, not the
-    rungs between. Returns the first machine's Axes; the others are in `axes.figure.axes`.
+    rungs between. Comparisons of inputs alone (batch, length) are no techniques; what no workload could measure stands in the caption.
+    Returns the first machine's Axes; the others are in `axes.figure.axes`.
     """
-    others = [row for row in rows if not row.is_baseline and row.phase in RATED and not set(row.differs_in) - {"stored"} <= INPUT
+    others = [row for row in rows if not row.is_baseline and row.phase in RATED and not on_other_input(row)
               and not _is_rung(row, rows)]
     machines = list(dict.fromkeys(row.machine for row in others)) or ["no machine"]
     blocks = [_block([row for row in others if row.machine == machine], rows) for machine in machines]

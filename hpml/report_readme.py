@@ -38,7 +38,7 @@ def readme_block() -> str:
         lines += [_best(workload, phase, rows, folder, found) for folder, found, rows in machines
                   if any((row.workload, row.phase) == (workload, phase) and not row.is_baseline for row in rows)]
     folder, _, newest = machines[0]
-    parts = ["\n".join(_found(found, rows, phase) for _, found, rows in machines for phase in ("infer", "train")
+    parts = ["\n".join(_outcome(found, rows, phase) for _, found, rows in machines for phase in ("infer", "train")
                        if any(row.phase == phase and row.ratio for row in rows)),
              f"{BEST} Ratio with its 95 % interval; the limit is what this machine was measured to reach. "
              "A ratio leads to its first record; `./run_all.sh --only <notebook> --workloads <workload>` measures it again.",
@@ -60,7 +60,7 @@ def _int8(found: list[records.Record], rows: list[Row]) -> str:
             + tables_int8.markdown(own, rows, workloads.names()))
 
 
-def _found(found: list[records.Record], rows: list[Row], phase: str) -> str:
+def _outcome(found: list[records.Record], rows: list[Row], phase: str) -> str:
     """What one machine showed of a phase, in two sentences."""
     mine = [row for row in rows if row.phase == phase]
     best = [row for name in dict.fromkeys(row.workload for row in mine) if (row := best_of([one for one in mine if one.workload == name]))]
@@ -151,7 +151,7 @@ def _versions(versions: dict) -> str:
 
 
 def _counts(rows: list[Row]) -> str:
-    rated = [row for row in rows if row.ratio and not row.is_baseline]
+    rated = [row for row in rows if row.ratio and not row.is_baseline and not compare.on_other_input(row)]
     words = {word: sum(row.verdict == word for row in rated) for word in ("faster", "slower", "no difference")}
     return (f"Of {len(rated)} comparisons {words['faster']} are faster than their baseline, {words['slower']} slower, and "
             f"{words['no difference']} show no difference.")

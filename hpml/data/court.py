@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 RECIPE = 4  # raised whenever other pixels come out
-# Frames of one clip are nearly one: a network that has seen a hall answers where its shuttle was, and has learnt nothing of shuttles. So
+# Frames of one clip are nearly one: a network that has seen a hall answers where its shuttle was, and has learnt little of shuttles. So
 # training has many halls and no more frames of each than a window of three preceding ones needs; a test clip is long enough to track in.
 CLIP_FRAMES = {"train": 4, "test": 12}
 N_TRAIN, N_TEST = 960, 240  # frames, where nobody asks for another number

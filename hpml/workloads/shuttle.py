@@ -50,7 +50,7 @@ SIZES = {
     },
     "cpu": {
         "train": {"batch": 4, "image": 320, "train_samples": 240, "test_samples": 60, "optimizer": "adam"},
-        # Half as wide, a shuttle is one pixel of what the first stage sees, and nothing is learnt.
+        # Half as wide, a shuttle is about one pixel of what the first stage sees.
         "fit": {"batch": 16, "image": 640, "variant": "small", "epochs": 4, "train_samples": 1920, "test_samples": 240,
                 "schedule": "onecycle", "optimizer": "adam"},
         "infer": {"batch": 1, "image": 640, "train_samples": 240, "test_samples": 60},

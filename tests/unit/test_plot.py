@@ -243,6 +243,7 @@ def test_steps_show_the_best_stack_beside_its_baseline(rows):
 def test_a_title_is_as_wide_as_the_picture_at_most(rows):
     wide = [dataclasses.replace(row, label=" ".join(["WWWWWW"] * 6), differs_in=()) for row in group(rows, "precision") if row.ratio]
     axes = plot.worth(wide)
+    assert "WWWWWW" in texts(axes)
     inside(axes)
     left = axes._left_title.get_window_extent()
     assert left.x0 < 0.03 * axes.figure.bbox.width, "it starts at the edge"

@@ -2,6 +2,7 @@
 
 import pytest
 
+import hpml
 from hpml import check, workloads
 from hpml.data import ImageSet
 from hpml.env import HpmlError
@@ -12,6 +13,11 @@ from hpml.knobs import validate
 def test_it_keeps_the_contract(name):
     """What `hpml check NAME` says. The graphs, which take long, have tests of their own."""
     assert [str(one) for one in check.findings(name, export=False) if not one.ok] == []
+
+
+def test_a_training_step_has_minima_of_its_own():
+    of = {phase: hpml.case("resnet50", phase=phase, tier="cpu").protocol for phase in ("train", "profile", "infer", "build")}
+    assert of["train"] == of["profile"] == {**of["infer"], "min_iters": 12} and of["infer"] == of["build"]
 
 
 def test_resnet50_has_the_published_number_of_parameters():
