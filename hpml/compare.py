@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from hpml import roofline
 from hpml.env import HpmlError
 from hpml.knobs import INPUT_KNOBS, SIZE_KNOBS
 from hpml.records import Record
@@ -189,12 +190,12 @@ def rows(records: Sequence[Record], noise: Sequence[Record] | None = None) -> li
     for record in records:
         if record.case["phase"] not in NOT_COMPARED and record.case["technique"] != NOISE and not is_quality_run(record):
             groups.setdefault(record.case["group"], {}).setdefault(record.case["key"], []).append(record)
-    found = []
+    found, known_limits = [], roofline.best(records)
     for cases in groups.values():
         base = next((c for c in cases.values() if c[0].case["key"] == c[0].case["baseline"]), None)
         ordered = sorted(cases.values(), key=lambda c: c[0].case["order"])
         logs = noise_logs(noise, ordered[0][0].case["phase"])
-        found += [_row(case, base, logs, records) for case in ordered]
+        found += [_row(case, base, logs, records, known_limits) for case in ordered]
     return found
 
 
@@ -215,7 +216,8 @@ def is_quality_run(record) -> bool:
     return bool(record.knobs.get("epochs")) or record.knobs.get("measure") == "quality"
 
 
-def _row(case: list[Record], base: list[Record] | None, noise: list[float], records: Sequence[Record]) -> Row:
+def _row(case: list[Record], base: list[Record] | None, noise: list[float], records: Sequence[Record],
+         known_limits: dict[str, roofline.Rates]) -> Row:
     ok = [r for r in case if r.status == "ok"]
     last = (ok or case)[-1]
     rates = by_round(ok)
@@ -233,7 +235,9 @@ def _row(case: list[Record], base: list[Record] | None, noise: list[float], reco
         word, text = speed_verdict(logs, floor)
     quality = quality_verdict(last, base[-1] if base and not is_baseline else None, records)
     per_s = statistics.median(rates.values()) if rates else None
-    limits = [r.limit["percent"] for r in ok if r.limit and r.limit.get("percent")]
+    # A record measured before its machine's limits knows none; they may have been measured since.
+    near = [r.limit if r.limit["percent"] else roofline.distance(r, r.limit, known_limits) for r in ok if r.limit]
+    near = [one for one in near if one["percent"]]
     memory = [r.memory["peak_rss_mib"] + (r.memory.get("workers_peak_rss_mib") or 0) for r in ok if r.memory.get("peak_rss_mib")]
     return Row(
         workload=last.case["workload"], phase=last.case["phase"], technique=last.case["technique"], label=last.case["label"],
@@ -241,8 +245,8 @@ def _row(case: list[Record], base: list[Record] | None, noise: list[float], reco
         per_s=per_s, latency_ms=1e3 * last.samples["items"] / per_s if per_s else None, ratio=ratio, low=low, high=high,
         rounds=len(rates), busy_rounds=sum(bool(r.protocol.get("busy")) for r in calmest(ok)), floor=floor, verdict=word,
         verdict_text=text, **quality,
-        memory_mib=max(memory) if memory else None, limit_percent=statistics.median(limits) if limits else None,
-        limit_bound=last.limit["bound"] if limits else None, machine=last.machine.get("id", "unknown"), tier=last.case["tier"],
+        memory_mib=max(memory) if memory else None, limit_percent=statistics.median(one["percent"] for one in near) if near else None,
+        limit_bound=near[-1]["bound"] if near else None, machine=last.machine.get("id", "unknown"), tier=last.case["tier"],
         data=data_text(last), stack=len(last.case["differs_in"]) > 1, group=last.case["group"], notebook=last.notebook)
 
 

@@ -295,8 +295,7 @@ def _latency(job: dict, workload: ModuleType, engine, image_set, batches: list[t
         "energy": None if energy is None else {"joules": (m.energy_mj() - energy) / 1e3},
         "disturbance": distributed.disturbance(mark, resident["values"]),
         # Backward costs twice the forward pass.
-        "work": {"flops": work["flops"] / 3 * batch, "bytes": work["parameters"] * width_bytes + sum(x.nbytes for x in batches[0]),
-                 "dtype": knobs["precision"]},
+        "work": {"flops": work["flops"] / 3 * batch, "bytes": work["parameters"] * width_bytes + sum(x.nbytes for x in batches[0])},
     }
 
 

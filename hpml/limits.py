@@ -11,8 +11,8 @@ from collections.abc import Callable
 from hpml import env
 from hpml.arithmetic import BUILDERS, TORCH_DTYPES, operations
 from hpml.env import HpmlError, Unavailable
+from hpml.roofline import ARITHMETIC
 
-ARITHMETIC = ("matmul", "conv3x3")
 COPIES = ("h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable")
 # Side of the square matrices; (batch, channels, side of the image). 1920 and not 2048: rows a power of two apart fall
 # into the same cache sets, which cost ONNX Runtime and OpenVINO a third of the FP32 rate on a Zen 4 core.
@@ -78,20 +78,6 @@ def measure(*, kind: str, dtype: str | None = None, engine: str = "torch", devic
         raise HpmlError(f"limits: unknown kind {kind!r}; known: {', '.join((*ARITHMETIC, 'memory', *COPIES, 'jpeg'))}")
     values = _rates(call, work, seconds)
     return {"value": max(values), "unit": unit, "values": values, "ran": ran}
-
-
-def floor(*, flops: float, nbytes: float, dtype: str, limits: dict[tuple[str, str | None], float]) -> dict | None:
-    """The shortest time in which this machine could do `flops` operations and move `nbytes` (the roofline model).
-
-    `limits`: best value by (kind, dtype), with ("memory", None) in B/s. Returns {bound: "compute" | "memory", floor_s},
-    or None where the arithmetic limit for `dtype` or the memory limit was not measured.
-    """
-    compute = [value for (kind, name), value in limits.items() if kind in ARITHMETIC and name == dtype and value]
-    memory = [value for (kind, _), value in limits.items() if kind == "memory" and value]
-    if not compute or not memory:
-        return None
-    compute_s, memory_s = flops / max(compute), nbytes / max(memory)
-    return {"bound": "compute" if compute_s >= memory_s else "memory", "floor_s": max(compute_s, memory_s)}
 
 
 def _bearable(build: Callable, kind: str) -> tuple[Callable, str, float]:

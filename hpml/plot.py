@@ -32,7 +32,9 @@ from hpml.plot_summary import worth
 from hpml.plot_tradeoff import latency, speed_quality
 from hpml.plot_training import confusion, curves, distances, marked, masked, pictures
 from hpml.plot_versions import versions
+from hpml.wording import words
 
+LIMIT_WORD = 0.06  # share of the axis that the word at a limit's mark takes
 __all__ = [
     "Pair",
     "comparison",
@@ -70,7 +72,7 @@ def comparison(rows: Sequence[Row], *, guess: float | None = None, title: str | 
     """
     rows = list(rows)
     lanes = _lanes(rows)
-    labels = {id(row): label for row, label in zip(rows, tables.names(rows), strict=True)}
+    labels = {id(row): label for row, label in zip(rows, labelled(rows), strict=True)}
     shown = [value for row in rows for value in (row.ratio, row.low, row.high) if value]
     low, high = min([1.0, *shown, *([guess] if guess else [])]), max([1.0, *shown, *([guess] if guess else [])])
     limits_at = {id(row): _at_limit(row) for row in rows}
@@ -170,8 +172,11 @@ def _lane(axes, y: float, row: Row, label: str, limit: float | None, near: Seque
             axes.errorbar([ratio], [bar], xerr=[[ratio - row.low], [row.high - ratio]], color=INK, capsize=3, linewidth=1.2, zorder=3)
     if limit in near and limit:
         axes.plot([limit, limit], [bar - 0.2, bar + 0.2], color="#AA0000", linewidth=2, zorder=3)
+        # Left of its mark, where the edge of the chart is far; right of it where the bar or its interval reaches to the mark.
+        before, behind = limit / max(1.0, row.ratio or 1.0, row.high or 1.0), right / limit
+        side = (3, "left") if before < (right / left) ** LIMIT_WORD < behind else (-3, "right")
         axes.annotate(
-            "limit", (limit, bar), (-3, 0), textcoords="offset points", fontsize=8, color="#AA0000", va="center", ha="right", zorder=4
+            "limit", (limit, bar), (side[0], 0), textcoords="offset points", fontsize=8, color="#AA0000", va="center", ha=side[1], zorder=4
         )
     figures = [
         f"{GLYPHS.get(row.verdict, '')} {tables.ratio(row.ratio)}".strip() if not row.is_baseline else "baseline",
@@ -187,8 +192,19 @@ def _lane(axes, y: float, row: Row, label: str, limit: float | None, near: Seque
 
 def name(row: Row, rows: Sequence[Row]) -> str:
     """A case's name with what tells it apart from the other rows."""
-    heading, label = _heading(row, rows), tables.names(rows)[next(i for i, other in enumerate(rows) if other is row)]
+    heading, label = _heading(row, rows), labelled(rows)[next(i for i, other in enumerate(rows) if other is row)]
     return f"{heading}, {label}" if heading else label
+
+
+def labelled(rows: Sequence[Row]) -> list[str]:
+    """Each row in words: the settings in which its comparison differs, and where another comparison has the same, what tells them apart."""
+    def apart(row: Row, others: Sequence[Row]) -> str:
+        return words(row.knobs, [knob for knob, value in row.knobs.items() if any(other.knobs.get(knob) != value for other in others)])
+
+    own = [apart(row, [other for other in rows if other.group == row.group]) or row.label for row in rows]
+    of = [(row.workload, row.phase, row.machine, label) for row, label in zip(rows, own, strict=True)]
+    return [", ".join(filter(None, (label, apart(row, [other for other, theirs in zip(rows, of, strict=True) if theirs == mine]))))
+            for row, label, mine in zip(rows, own, of, strict=True)]
 
 
 def claim_of(rows: Sequence[Row]) -> str:
@@ -205,7 +221,7 @@ def claim_of(rows: Sequence[Row]) -> str:
         return f"{subject}nothing to compare yet" if not others else f"{subject}not measured here"
     if len(measured) == 1:
         row = measured[0]
-        what = tables.settings(row, row.differs_in) or row.label
+        what = words(row.knobs, row.differs_in) or row.label
         if row.verdict in ("faster", "slower"):
             kept = {"kept": ", quality kept", "lost": ", but quality is lost"}.get(row.quality, "")
             return f"{subject}{what} is {row.verdict}, {tables.ratio(row.ratio)}{kept}"
@@ -214,11 +230,11 @@ def claim_of(rows: Sequence[Row]) -> str:
     if count["faster"]:
         best = max(count["faster"], key=lambda row: row.ratio)
         most = f"{name(best, rows)} ({tables.ratio(best.ratio)})"
-        return f"{subject}{len(count['faster'])} of {len(measured)} measured cases are faster, most {most}"
+        return f"{subject}{len(count['faster'])} of {len(measured)} measured cases are faster; fastest: {most}"
     if count["slower"]:
         worst = min(count["slower"], key=lambda row: row.ratio)
         most = f"{name(worst, rows)} ({tables.ratio(worst.ratio)})"
-        return f"{subject}no case is faster; {len(count['slower'])} of {len(measured)} slower, most {most}"
+        return f"{subject}no case is faster; {len(count['slower'])} of {len(measured)} slower; slowest: {most}"
     if count["no difference"]:
         return f"{subject}no difference beyond the noise in {len(count['no difference'])} of {len(measured)} cases"
     return f"{subject}too few rounds for a verdict"

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpml import compare, distributed, env, launch, limits, records
+from hpml import compare, distributed, env, launch, records, roofline
 from hpml.cases import Case, session
 from hpml.records import PROTOCOL_VERSION, Record
 
@@ -37,7 +37,7 @@ def measure(plan: Plan, least: int, done: dict, store: Path, known: list[Record]
     """Breadth first: a round of everything, then the next, `least` of them and into `store`; `done` holds what is there already, by key
     and round. `adaptive`: what is still undecided then goes on, up to 6 rounds, with its baseline. `known` are the run's records."""
     plan.typical_s = _typical_s(plan.cases[0], known)
-    known_limits, noise = _limits(known), [r for r in known if r.case["technique"] == compare.NOISE]
+    known_limits, noise = roofline.best(of_this_machine(known)), [r for r in known if r.case["technique"] == compare.NOISE]
     # A whole training or a pass over the test images has no pairs by rounds: made once in a run, it serves every comparison.
     twins = {} if fresh else {(r.case["key"], r.protocol["round"]): r for r in known if r.status == "ok" and compare.is_quality_run(r)}
     found: dict[str, list[Record]] = {key: [] for key in plan.keys}
@@ -148,17 +148,6 @@ def _undecided(plan: Plan, found: dict[str, list[Record]], noise: list[Record]) 
     return {key for key, own in logs.items() if not compare.decided(own, floors[key])}
 
 
-def _limits(known: list[Record]) -> dict[str, dict]:
-    """Best measured rate by device and (kind, dtype) among the run's limit records of this machine."""
-    best: dict[str, dict[tuple[str, str | None], float]] = {"cpu": {}, "cuda": {}}
-    for record in of_this_machine(known):
-        if record.case["phase"] == "limit" and record.status == "ok":
-            name = (record.knobs["kind"], record.knobs["dtype"] if record.knobs["dtype"] != "any" else None)
-            rates = best[record.knobs["device"]]
-            rates[name] = max(rates.get(name, 0.0), record.actual["value"])
-    return best
-
-
 def of_this_machine(known: list[Record]) -> list[Record]:
     """Those of `known` that were measured on this machine by today's protocol."""
     return [r for r in known if r.machine.get("id") == env.machine()["id"] and r.protocol_version == PROTOCOL_VERSION]
@@ -238,9 +227,7 @@ def _record(fields: dict, shared: dict, protocol: dict, log: Path, known_limits:
             if taken.get(name):
                 made.stats[name] = records.stats(taken[name], items=taken["items"], center=center)
     if made.stats and work:
-        bound = limits.floor(flops=work["flops"], nbytes=work["bytes"], dtype=work["dtype"], limits=known_limits[made.knobs["device"]])
-        made.limit = {"flops": work["flops"], "bytes": work["bytes"], "bound": bound and bound["bound"],
-                      "percent": 100 * bound["floor_s"] / made.stats["center_s"] if bound else None}
+        made.limit = {**work, **roofline.distance(made, work, known_limits)}
     return made
 
 

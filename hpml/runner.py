@@ -17,6 +17,7 @@ from hpml.workloads import get as get_workload
 GRACE_S = 20  # kernels, papermill and the report need this beyond the cases themselves
 LADDER = ["resnet50"]  # who climbs the ladder where nobody is named: one workload fits the default budget with full rounds
 FLOOR_S = 15  # a notebook that would get less than this is left out
+FOUNDATIONS = 3.0  # limits and noise floor may take so many times their estimate: on a slow machine no verdict would stand without them
 PIECES = 0.5  # a budget below this part of what is left to do is a piece: notebooks one after another, not a little of each
 
 
@@ -145,7 +146,7 @@ def _minutes(book: Notebook, tier: str, workloads: list[str]) -> float:
 
 
 def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, deadline: float | None) -> None:
-    """Each notebook gets its share of what is left; a quick one leaves more to the others. In pieces, it gets all that is left."""
+    """Each notebook within its share; a quick one leaves more to the others."""
     tier, workloads = parameters["tier"], parameters["workloads"]
     pieces = _in_pieces(_left(books, status), tier, workloads, status["budget_s"])
     shown: set[str] = set()
@@ -156,10 +157,10 @@ def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, de
             continue
         share_s = None
         if deadline:
-            weights = [_minutes(other, tier, workloads) for other in _left(books[position:], status)]
-            share_s = (deadline - time.time() - GRACE_S) * (1.0 if pieces else weights[0] / max(sum(weights), 1e-9))
+            left = _left(books[position:], status)
+            share_s = share({other.number: _minutes(other, tier, workloads) for other in left}, deadline - time.time() - GRACE_S, pieces)
         entry = {"name": book.name, "title": book.title, "question": book.question, "reason": None, "seconds": 0.0}
-        if share_s is not None and share_s < min(FLOOR_S, 60 * weights[0]):
+        if share_s is not None and share_s < min(FLOOR_S, 60 * _minutes(book, tier, workloads)):
             status["notebooks"][book.name] = {**entry, "status": "skipped", "reason": "budget: no time was left"}
         else:
             print(f"{book.name} ...", flush=True)
@@ -172,6 +173,14 @@ def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, de
         _say_verdicts(folder, book.name, shown)
         _write(folder, status)
         report.build(folder)
+
+
+def share(minutes: dict[str, float], left_s: float, pieces: bool) -> float:
+    """Seconds of the `left_s` for the first of the notebooks in `minutes` (by number): in pieces all, else by its minutes. The foundations,
+    on which all others rest, get three times their minutes where their share is less, and at most half of what is left."""
+    (number, own), total = next(iter(minutes.items())), sum(minutes.values())
+    by_minutes = left_s * (1.0 if pieces or not total else own / total)
+    return max(by_minutes, min(FOUNDATIONS * 60 * own, left_s / 2)) if number < "10" else by_minutes
 
 
 def execute(book: Notebook, parameters: dict, folder: Path, share_s: float | None) -> dict:

@@ -62,4 +62,4 @@ def step_work(flops: float, knobs: dict, actual: dict) -> dict:
     """What a step has to do at least; `flops` are those of one sample. Bytes that it cannot avoid: parameters read forwards and
     backwards, gradients written and read, momentum and parameters read and written by the optimizer. Activations are left out: what of
     them leaves the caches is unknown."""
-    return {"flops": flops * knobs["batch"], "bytes": actual["parameters"] * 4 * 8, "dtype": knobs["precision"]}
+    return {"flops": flops * knobs["batch"], "bytes": actual["parameters"] * 4 * 8}

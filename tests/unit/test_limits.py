@@ -83,20 +83,6 @@ def test_what_a_call_counts_as(monkeypatch, kind, size, work):
     assert limits.measure(kind=kind, dtype="fp32", size=size)["value"] == work
 
 
-def test_floor_is_the_larger_of_two_times():
-    best = {("matmul", "fp32"): 80e9, ("conv3x3", "fp32"): 100e9, ("memory", None): 20e9, ("matmul", "int8"): 400e9}
-    assert limits.floor(flops=1e9, nbytes=1e6, dtype="fp32", limits=best) == {"bound": "compute", "floor_s": 0.01}
-    assert limits.floor(flops=1e6, nbytes=1e9, dtype="fp32", limits=best) == {"bound": "memory", "floor_s": 0.05}
-    assert limits.floor(flops=4e9, nbytes=1, dtype="int8", limits=best) == {"bound": "compute", "floor_s": 0.01}
-
-
-def test_floor_of_what_was_not_measured_is_none():
-    fp32 = {("matmul", "fp32"): 1.0, ("memory", None): 1.0}
-    assert limits.floor(flops=1, nbytes=1, dtype="bf16", limits=fp32) is None
-    assert limits.floor(flops=1, nbytes=1, dtype="fp32", limits={("matmul", "fp32"): 1.0}) is None
-    assert limits.floor(flops=1, nbytes=1, dtype="fp32", limits={}) is None
-
-
 def test_a_limit_that_would_take_too_long_is_measured_smaller_and_says_so(monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(limits, "PROBES", {"matmul": 16})

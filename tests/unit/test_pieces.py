@@ -53,3 +53,14 @@ def test_the_last_piece_is_shared_too(course):
     status = {"notebooks": {f"2{n}_x": {"name": f"2{n}_x", "status": "ok"} for n in range(3)}}
     states, given = run(course, 480.0, status)
     assert given == {"23": pytest.approx(460.0)} and states["23"] == "ok"
+
+
+def test_the_foundations_come_before_the_shares():
+    """The noise floor and the limits of a machine slower than the estimates: without them no verdict would stand in the whole run."""
+    rest = {"20": 30.0, "33": 30.0}
+    assert runner.share({"01": 2.0, **rest}, 45 * 60, pieces=False) == 3 * 2 * 60  # by its minutes it would be 87 s
+    assert runner.share({"01": 2.0, **rest}, 200, pieces=False) == 100  # never more than half
+    assert runner.share({"01": 2.0, "20": 1.0}, 45 * 60, pieces=False) == 30 * 60  # its share, where that is more
+    assert runner.share({"01": 2.0, **rest}, 480, pieces=True) == 480
+    assert runner.share(rest, 1000, pieces=False) == 500
+    assert runner.share({"40": 0.0}, 100, pieces=False) == 100

@@ -69,7 +69,7 @@ def test_comparison_shows_ratio_interval_noise_guess_and_what_is_missing(rows):
     axes = plot.comparison(chosen, guess=1.5)
     row = chosen[1]
     shown = texts(axes)
-    assert f"ResNet-50 training: precision=bf16 is faster, {row.ratio:.2f}x, quality kept" in shown
+    assert f"ResNet-50 training: BF16 is faster, {row.ratio:.2f}x, quality kept" in shown
     for part in (
         f"▲ {row.ratio:.2f}x",
         tables.figure(row.per_s, "samples/s"),
@@ -92,15 +92,15 @@ def test_comparison_shows_ratio_interval_noise_guess_and_what_is_missing(rows):
     assert any(np.allclose(sorted(s[0][:, 0]), [row.low, row.high]) for s in errors if len(s))
     assert sum(bool(b.get_hatch()) for c in axes.containers if hasattr(c, "patches") for b in c.patches) == 1
     inside(axes)
-    assert "precision=fp16: not measured here: FP16" in axes.figure.hpml_alt
+    assert "FP16: not measured here: FP16" in axes.figure.hpml_alt
 
 
 def test_comparison_titles_of_other_outcomes(rows):
     assert "no difference above" in texts(plot.comparison(group(rows, "memory_format")))
-    assert "2 of 3 measured cases are faster, most workers=1" in texts(plot.comparison(group(rows, "workers")))
+    assert "2 of 3 measured cases are faster; fastest: 1 loader worker" in texts(plot.comparison(group(rows, "workers")))
     assert "too few rounds (2 of 3)" in texts(plot.comparison(group(rows, "workers", "xlnet")))
     slow = compare.rows(noise() + sweep("workers", [0, 2, 4], rates=(50, 40, 30)))
-    assert "no case is faster; 2 of 2 slower, most workers=4" in texts(plot.comparison(slow))
+    assert "no case is faster; 2 of 2 slower; slowest: 4 loader workers" in texts(plot.comparison(slow))
     lost = compare.rows(sweep("precision", ["fp32", "bf16"], lost={"bf16": ("oom", "too big")}))
     assert "ResNet-50 training: not measured here" in texts(plot.comparison(lost))
     assert texts(plot.comparison(rows[:1], title="My words")).count("My words") == 1
@@ -112,7 +112,7 @@ def test_comparison_of_several_workloads_has_headings_and_of_engines_their_colou
     axes = plot.comparison([row for row in rows if row.phase == "infer"])
     shades = {shade for _, _, shade in bars(axes)}
     assert {ENGINES["onnxruntime"], ENGINES["openvino"]} <= shades
-    assert "engine=openvino, batch=32" in texts(axes)
+    assert "OpenVINO, batch 32" in texts(axes)
     inside(axes)
 
 
