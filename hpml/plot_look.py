@@ -88,7 +88,10 @@ def figure_of(height_in: float, *, rows: int = 1, columns: int = 1, **options):
     """(figure, axes as an array of rows x columns) of the study's width."""
     from matplotlib import pyplot
 
-    return pyplot.subplots(rows, columns, figsize=(WIDTH_IN, height_in), layout="constrained", squeeze=False, **options)
+    figure, grid = pyplot.subplots(rows, columns, figsize=(WIDTH_IN, height_in), layout="constrained", squeeze=False, **options)
+    for axes in grid.flat:  # how many ticks fit is decided by this size where the figure is shown, outside of `styled`
+        axes.tick_params(labelsize=STYLE["xtick.labelsize"])
+    return figure, grid
 
 
 def engine(knobs: dict) -> str:

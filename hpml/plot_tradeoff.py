@@ -142,17 +142,21 @@ def latency(rows: Sequence[Row], *, published: dict[str, dict[int, float]] | Non
     rows = [row for row in everything if row.latency_ms and row.knobs.get("batch")]
     workloads = list(dict.fromkeys(row.workload for row in rows)) or ["nothing"]
     figure, grid = figure_of(1.0 + 2.6 * len(workloads), rows=len(workloads))
+    keys: dict[str, object] = {}
     for axes, workload in zip(grid[:, 0], workloads, strict=True):
         elsewhere = published.get(workload, {})
         if elsewhere:
             axes.plot(list(elsewhere), list(elsewhere.values()), linestyle=":", color="#777777", marker="s", markersize=4,
                       label="published, another machine")
         _latency_lines(axes, [row for row in rows if row.workload == workload], more=elsewhere)
+        keys |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         if len(workloads) > 1:
             axes.set_title(tables.title(workload), loc="left", weight="normal")
+    if keys:
+        legend_below(grid[-1, 0], list(keys.values()), columns=3)
     claim = _latency_claim(rows)
     absent = [row for row in everything if row.verdict == "not measured here"]
-    gone = f"Not measured: {'; '.join(dict.fromkeys(row.label for row in absent))}. " if absent else ""
+    gone = f"Not measured: {'; '.join(dict.fromkeys(_words(row) for row in absent))}. " if absent else ""
     alt = (
         f"Lines of latency by batch size. {claim}. "
         + "; ".join(f"{_words(r)}, batch {r.knobs['batch']}: {tables.figure(r.latency_ms, 'ms')}" for r in rows)
@@ -161,7 +165,8 @@ def latency(rows: Sequence[Row], *, published: dict[str, dict[int, float]] | Non
                   + "; ".join(f"batch {n}: {ms:g} ms" for n, ms in published[workload].items()) + "." for workload in workloads
                   if workload in published)
     )
-    what = "Median of a call, inputs and outputs resident; bars: 95 % interval of the ratio to the baseline."
+    what = ("Median of a call, inputs and outputs resident; bars: 95 % interval of the ratio to the baseline. Of settings that differ "
+            "otherwise (threads, hint), the fastest.")
     caption = f"{what} {clean(gone)} {provenance(rows)}."
     return finish(grid[0, 0], headed(clean(claim), rows), caption, alt)
 
@@ -170,8 +175,11 @@ def _latency_lines(axes, rows: Sequence[Row], *, more: Iterable[int] = ()) -> No
     from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     series: dict[tuple[str, str], list[Row]] = {}
-    for row in sorted(rows, key=lambda r: r.knobs["batch"]):
-        series.setdefault((engine(row.knobs), _precision(row)), []).append(row)
+    fastest: dict[tuple, Row] = {}
+    for row in sorted(rows, key=lambda r: (r.knobs["batch"], -r.latency_ms)):
+        fastest[engine(row.knobs), _precision(row), row.knobs["batch"]] = row
+    for (name, kind, _), row in fastest.items():
+        series.setdefault((name, kind), []).append(row)
     for (name, kind), found in series.items():
         x, y = [r.knobs["batch"] for r in found], [r.latency_ms for r in found]
         error = [
@@ -200,7 +208,6 @@ def _latency_lines(axes, rows: Sequence[Row], *, more: Iterable[int] = ()) -> No
     axes.yaxis.set_minor_formatter(NullFormatter())
     if batches:
         axes.set_xlim(batches[0] / 1.3, batches[-1] * 1.3)
-        axes.legend(loc="upper left", ncols=1 if len(series) < 5 else 2)
     axes.grid(axis="y", color=BAND, linewidth=0.6)
     axes.set_xlabel("batch size")
     axes.set_ylabel("latency, ms")

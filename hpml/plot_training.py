@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hpml import tables
 from hpml.plot_look import INK, SERIES, SOFT, clean, figure_of, finish, styled
 from hpml.records import Record
+from hpml.wording import words
 
 LIGHT = "#F3E9A2"  # a boundary's colour: seen on fur and on ground
 
@@ -30,11 +31,13 @@ def origin(records: Sequence[Record]) -> str:
 
 
 def names_of(records: Sequence[Record]) -> dict[str, str]:
-    """Case key -> what the case is called beside the others."""
+    """Case key -> what the case is called beside the others, in words."""
     several = len({r.case["workload"] for r in records}) > 1
-    return {
-        r.case["key"]: clean((f"{tables.title(r.case['workload'])}, " if several else "") + r.case.get("label", ""), 60) for r in records
-    }
+    varying: dict[str, set[str]] = {}
+    for r in records:
+        varying.setdefault(r.case["group"], set()).update(r.case.get("differs_in", []))
+    return {r.case["key"]: clean((f"{tables.title(r.case['workload'])}, " if several else "")
+                                 + (words(r.knobs, varying[r.case["group"]]) or r.case.get("label", "")), 60) for r in records}
 
 
 @styled
@@ -82,6 +85,7 @@ def curves(records: Sequence[Record]):
             fontsize=8,
             color=SOFT,
         )
+    if len(names) > 1:
         loss.legend(loc="upper right")  # where a falling loss leaves room
     for axes, label in ((quality, f"{metric}, %"), (loss, "training loss")):
         axes.set_xlabel("epoch")
@@ -89,7 +93,7 @@ def curves(records: Sequence[Record]):
         axes.set_xlim(0, None)
         axes.xaxis.get_major_locator().set_params(integer=True)
     loss.set_ylim(0, None)
-    reached = [f"{name} {100 * statistics.fmean(values):.1f} %" for name, values in finals.items()]
+    reached = [f"{name if len(finals) > 1 else ''} {100 * statistics.fmean(values):.1f} %".lstrip() for name, values in finals.items()]
     seeds = max(map(len, finals.values()), default=0)
     last = max((r.quality["curve"][-1][0] for r in fits), default=0)
     claim = f"{metric} after {last} epoch{'s' * (last != 1)}: {', '.join(reached)}" if fits else "No training has finished an epoch yet"

@@ -14,7 +14,7 @@ from hpml import compare, ladder, plot, report_records, tables, tables_serving
 from hpml.compare import Row
 from hpml.records import Record
 
-PLOTS = ("compare.py", "ladder.py", "tables.py", "plot*.py")  # sources whose change makes an old picture another one
+PLOTS = ("compare.py", "ladder.py", "tables.py", "wording.py", "plot*.py")  # sources whose change makes an old picture another one
 
 
 def e(value: object) -> str:
@@ -174,7 +174,7 @@ def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[R
         case = [row for row in own if row.group == group]
         techniques = list(dict.fromkeys(row.technique for row in case if not row.is_baseline)) or [case[0].technique]
         file = slug(name, case[0].phase, *techniques[:3])
-        if len(case) > 1 and not all(map(tables.unrated, case)):
+        if len(case) > 1 and not all(tables.unrated(row) or row.status != "ok" for row in case if not row.is_baseline):
             chart = charts.draw(file, repr(case), plot.comparison, case)
             drawn.append(chart)
             file = chart.name
@@ -238,8 +238,10 @@ def _more_charts(name: str, rows: Sequence[Row], raw: Sequence[Record], charts: 
         last = timed[-1].case["group"]
         best = [r for r in timed if r.case["group"] == last]
         drawn.append(charts.draw(slug(name, "phases"), [r.record_id for r in best], plot.phases, best))
-    if any(r.quality and r.quality.get("curve") for r in raw):
-        drawn.append(charts.draw(slug(name, "curves"), ids, plot.curves, raw))
+    fits = [r for r in raw if r.quality and r.quality.get("curve")]
+    if fits:  # what was tried on fewer samples (a subset learnt by heart, a training stopped and resumed) is not the same quality
+        fits = [r for r in fits if r.quality["n"] == max(one.quality["n"] for one in fits)]
+        drawn.append(charts.draw(slug(name, "curves"), [r.record_id for r in fits], plot.curves, fits))
     infer = [row for row in rows if row.phase == "infer"]
     if any(row.quality_value is not None for row in infer):
         margin = next((r.quality["margin"] for r in raw if r.quality), None)

@@ -60,6 +60,8 @@ def _said(name: str, value) -> str:
         return f"{name}={value}"
     if name in ("threads", "workers") and value == 0:
         return {"threads": "all threads", "workers": "no loader workers"}[name]
+    if name == "accum_steps" and value == 1:
+        return "no accumulation"
     said = known.format(value)
     one = known.removeprefix("{} ")
     return said if value == 1 or one not in MANY else f"{value} {MANY[one]}"
