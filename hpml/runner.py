@@ -11,14 +11,14 @@ from hpml.compare import is_quality_run
 from hpml.env import BudgetSpent, HpmlError, Unavailable
 from hpml.notebooks import Notebook
 from hpml.results import Results
+from hpml.rounds import OUT_OF_TIME
+from hpml.shares import SUMMARIES, Need, in_pieces, pace, share
 from hpml.workloads import canonical, sources
 from hpml.workloads import get as get_workload
 
 GRACE_S = 20  # kernels, papermill and the report need this beyond the cases themselves
 LADDER = ["resnet50"]  # who climbs the ladder where nobody is named: one workload fits the default budget with full rounds
 FLOOR_S = 15  # a notebook that would get less than this is left out
-FOUNDATIONS = 3.0  # limits and noise floor may take so many times their estimate: on a slow machine no verdict would stand without them
-PIECES = 0.5  # a budget below this part of what is left to do is a piece: notebooks one after another, not a little of each
 
 
 def run(*, tier: str, workloads: list[str] | None, only: list[str] | None, run_id: str | None, resume: bool, rounds: int | None,
@@ -65,6 +65,8 @@ def run(*, tier: str, workloads: list[str] | None, only: list[str] | None, run_i
     status["ended"] = env.now()
     _write(folder, status)
     print(f"\n{_count(status)} in {(time.time() - started) / 60:.1f} minutes")
+    if left := [book for book in books if _cut(status["notebooks"][book.name])]:
+        print(f"not finished: {', '.join(book.number for book in left)}; the same options with --resume --run-id {run_id} go on")
     print(f"report: {report.build(folder)}")
     print(recommend.write(folder)[-1])
     return 1 if any(n["status"] in ("failed", "timeout") for n in status["notebooks"].values()) else 0
@@ -117,16 +119,15 @@ def _announce(books: list[Notebook], tier: str, workloads: list[str], budget_s: 
     budget = f"budget {budget_s / 60:.3g} minutes" if budget_s else "no budget"
     where = "one GPU (an estimate)" if tier in ("gpu", "full") else "two cores"
     print(f"run {folder.name}: {len(books)} notebooks, tier {tier}, about {estimate:.3g} minutes on {where}, {budget}")
-    ends, spent = None, 0.0
-    if _in_pieces(left, tier, workloads, budget_s):
-        ends = (budget_s - GRACE_S) / 60
+    pieces, left_s = in_pieces(_needs(left, tier, workloads), budget_s), (budget_s or 0.0) - GRACE_S
+    if pieces:
         print(f"in pieces: notebook after notebook until the time is up; the same options with --resume --run-id {folder.name} go on")
     for book in books:
-        minutes = _minutes(book, tier, workloads)
-        fits = "" if book in left else "done already"
-        if book in left and ends is not None:
-            fits = "" if spent + minutes <= ends else "in part" if spent < ends else "a later piece"
-            spent += minutes
+        minutes, fits = _minutes(book, tier, workloads), "" if book in left else "done already"
+        if book in left and budget_s:
+            own_s = share(_needs(left[left.index(book):], tier, workloads), left_s, pieces=pieces)
+            fits = "" if own_s >= 60 * minutes else "in part" if own_s >= FLOOR_S else "a later piece"
+            left_s -= min(own_s, 60 * minutes)
         print(f"  {book.name:<28} about {minutes:4.1f} min  {book.question}" + (f"  [{fits}]" if fits else ""))
     for line in env.warnings():
         print(f"warning: {line}")
@@ -136,38 +137,50 @@ def _left(books: list[Notebook], status: dict) -> list[Notebook]:
     return [book for book in books if status["notebooks"].get(book.name, {}).get("status") != "ok"]
 
 
-def _in_pieces(left: list[Notebook], tier: str, workloads: list[str], budget_s: float | None) -> bool:
-    """Whether the budget is so small a part of what is left that a share for each notebook would finish none."""
-    return budget_s is not None and budget_s / 60 < PIECES * sum(_minutes(book, tier, workloads) for book in left)
-
-
 def _minutes(book: Notebook, tier: str, workloads: list[str]) -> float:
     return book.minutes.get(tier, 1.0) * len(_own(book, workloads))
 
 
+def _needs(books: list[Notebook], tier: str, workloads: list[str]) -> list[Need]:
+    return [Need(book.number, _minutes(book, tier, workloads), book.workload in (None, *workloads)) for book in books]
+
+
 def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, deadline: float | None) -> None:
-    """Each notebook within its share; a quick one leaves more to the others."""
+    """Each notebook within its share; what the shares leave over goes to those that were cut, one after another."""
+    pieces = in_pieces(_needs(_left(books, status), parameters["tier"], parameters["workloads"]), status["budget_s"])
+    _go_through(books, parameters, status, folder, deadline, pieces)
+    cut = [book for book in books if _cut(status["notebooks"][book.name])]
+    if cut and deadline and not pieces:
+        _go_through([book for book in books if book in cut or book.number in SUMMARIES], parameters, status, folder, deadline, pieces=True)
+
+
+def _cut(entry: dict) -> bool:
+    return entry["status"] == "skipped" and entry["reason"].startswith(OUT_OF_TIME)
+
+
+def _go_through(books: list[Notebook], parameters: dict, status: dict, folder: Path, deadline: float | None, pieces: bool) -> None:
     tier, workloads = parameters["tier"], parameters["workloads"]
-    pieces = _in_pieces(_left(books, status), tier, workloads, status["budget_s"])
     shown: set[str] = set()
+    ran = False
     for position, book in enumerate(books):
         before = status["notebooks"].get(book.name, {})
-        if before.get("status") == "ok":
+        if before.get("status") == "ok" and not (ran and book.number in SUMMARIES):
             print(f"{book.name}: ok already")
             continue
         share_s = None
         if deadline:
-            left = _left(books[position:], status)
-            share_s = share({other.number: _minutes(other, tier, workloads) for other in left}, deadline - time.time() - GRACE_S, pieces)
+            later = [other for other in books[position + 1:] if other.number in SUMMARIES or other in _left(books, status)]
+            needs = _needs([book, *later], tier, workloads)
+            share_s = share(needs, deadline - time.time() - GRACE_S, pace=_pace(books[:position], status, tier, workloads), pieces=pieces)
         entry = {"name": book.name, "title": book.title, "question": book.question, "reason": None, "seconds": 0.0}
         if share_s is not None and share_s < min(FLOOR_S, 60 * _minutes(book, tier, workloads)):
-            status["notebooks"][book.name] = {**entry, "status": "skipped", "reason": "budget: no time was left"}
+            status["notebooks"][book.name] = before or {**entry, "status": "skipped", "reason": f"{OUT_OF_TIME}: no time was left"}
         else:
             print(f"{book.name} ...", flush=True)
             status["notebooks"][book.name] = {**entry, "status": "running"}
             _write(folder, status)
             outcome = execute(book, {**parameters, "workloads": _own(book, parameters["workloads"])}, folder, share_s)
-            status["notebooks"][book.name] = {**entry, **outcome}
+            status["notebooks"][book.name], ran = {**entry, **outcome}, True
         done = status["notebooks"][book.name]
         print(f"{book.name}: {done['status']} in {done['seconds']:.0f} s" + (f" ({done['reason']})" if done["reason"] else ""))
         _say_verdicts(folder, book.name, shown)
@@ -175,12 +188,11 @@ def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, de
         report.build(folder)
 
 
-def share(minutes: dict[str, float], left_s: float, pieces: bool) -> float:
-    """Seconds of the `left_s` for the first of the notebooks in `minutes` (by number): in pieces all, else by its minutes. The foundations,
-    on which all others rest, get three times their minutes where their share is less, and at most half of what is left."""
-    (number, own), total = next(iter(minutes.items())), sum(minutes.values())
-    by_minutes = left_s * (1.0 if pieces or not total else own / total)
-    return max(by_minutes, min(FOUNDATIONS * 60 * own, left_s / 2)) if number < "10" else by_minutes
+def _pace(books: list[Notebook], status: dict, tier: str, workloads: list[str]) -> float:
+    """How many times the estimate this machine needs, from those of `books` that ran."""
+    done = [(book, status["notebooks"][book.name]) for book in books]
+    return pace((one["seconds"], 60 * _minutes(book, tier, workloads), one["status"] == "ok") for book, one in done
+                if one["status"] == "ok" or _cut(one))
 
 
 def execute(book: Notebook, parameters: dict, folder: Path, share_s: float | None) -> dict:

@@ -13,8 +13,8 @@ LAYERS = [
     {"workloads", "engines", "export", "einsum", "pretrained"},
     {"train", "contrast", "work", "distributed", "fit", "infer", "stored", "build", "loading", "pack", "profiling", "quantize",
      "sensitivity", "transfer", "checkpoint", "loadgen", "loadtargets", "loadfacts"},
-    {"launch", "cases", "rounds", "study", "results", "check", "serve", "recommend", "configfile", "loadsite", "loadtest", "streams",
-     "apps"},
+    {"launch", "cases", "rounds", "study", "results", "check", "serve", "recommend", "configfile", "loadsite", "loadtest", "shares",
+     "streams", "apps"},
     {"cli", "cli_clip", "cli_data", "cli_serve", "cli_train", "runner", "lab", "notebooks", "reference", "report", "report_notebook",
      "report_page", "report_readme", "report_charts", "report_records", "report_results", "report_search", "report_summary"},
 ]
