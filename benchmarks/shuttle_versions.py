@@ -4,8 +4,8 @@
 
 Each version is trained on the same clips for at most a number of epochs (one-cycle learning rate) and stops when the loss on validation
 clips has not fallen for some epochs; the weights of its least validation loss are tried on test clips that nothing else has seen. One JSON
-file holds a record for each version, TensorBoard the losses of training and validation. Interrupted, it goes on with the next version;
-complete, it leaves the study that notebook 15 reads.
+file holds a record for each version, TensorBoard the losses of training and validation. Interrupted, it goes on with the next version, and
+two processes with --threads 1 may share the file, each with its --only. What there is becomes the study that notebook 15 reads.
 --quick: the small backbone and less training, some hours on two cores, one seed: differences between neighbours are then within its
 noise. Its frames are no narrower: at half the width a shuttle is about one pixel of what the first stage sees.
 --trap: instead, the same training twice with noise, once the same for a sample in every epoch and once fresh (notebook 15).
@@ -14,6 +14,7 @@ noise. Its frames are no narrower: at half the width a shuttle is about one pixe
 
 import argparse
 import copy
+import fcntl
 import json
 import os
 import time
@@ -197,21 +198,26 @@ def table(found: dict) -> str:
 def study(found: dict, name: str) -> dict:
     """What notebook 15 reads: the size, a row for each version, what was learnt, and the curves."""
     size, versions = found["size"], found["versions"]
+    missing = [f"{number} {step[0]}" for number, step in enumerate(STEPS, 1) if number not in {one["number"] for one in versions}]
     rows = [{"version": f"{one['number']} {one['name']}", "after": one["after"] or "-", "what changed": one["change"],
              **{f"{kind} px": round(one["scores"][f"{kind} error px"], 1) for kind in ("median", "mean", "P95")},
              "within 4 px": f"{one['within 4 px']:.1%}", "visible F1": f"{one['scores']['visibility F1']:.1%}",
              "GFLOP": round(one["gflop"], 2), "FPS": round(one["fps"], 1)} for one in versions]
     by_number = {one["number"]: one for one in versions}
     medians = {number: one["scores"]["median error px"] for number, one in by_number.items()}
-    pairs = sorted(((medians[one["after"]] - medians[one["number"]], one) for one in versions if one["after"]), key=lambda pair: -pair[0])
+    pairs = sorted(((medians[one["after"]] - medians[one["number"]], one) for one in versions if one["after"] in medians),
+                   key=lambda pair: -pair[0])
+    ends = {"largest step forward": pairs[0], "least": pairs[-1]} if pairs else {}
     gap = max(versions, key=lambda one: one["curves"]["validation"][-1] - one["curves"]["train"][-1])
-    (best, step), (worst, back) = pairs[0], pairs[-1]
     load = max(one["load"] for one in versions)
-    says = [f"largest step forward in the median: {step['name']}, {best:.1f} px less; least: {back['name']}, {worst:.1f} px less",
+    says = [f"{len(versions)} of {len(STEPS)} versions" + (f"; not trained yet: {', '.join(missing)}" if missing else ""),
+            *(f"{which} in the median: {one['name']}, {less:.1f} px less than {one['after']} {by_number[one['after']]['name']}"
+              for which, (less, one) in ends.items()),
             f"widest gap between the losses at the end: {gap['name']}, {gap['curves']['train'][-1]:.2f} in training, "
             f"{gap['curves']['validation'][-1]:.2f} in validation; the weights of epoch {gap['best_epoch']} were kept",
-            "error before and after mining, below which so many of the visible frames lie: " + ", ".join(
-                f"{q} %: {by_number[10]['quantiles'][q]:.1f} and {by_number[11]['quantiles'][q]:.1f} px" for q in ("50", "75", "90", "95")),
+            *(["error before and after mining, below which so many of the visible frames lie: " + ", ".join(
+                f"{q} %: {by_number[10]['quantiles'][q]:.1f} and {by_number[11]['quantiles'][q]:.1f} px" for q in ("50", "75", "90", "95"))]
+              if {10, 11} <= set(by_number) else []),
             f"one seed, {versions[0]['threads']} threads" + (f"; frames per second are of a busy machine (load {load:.0f})" * (load > 2))]
     return {"data": f"rendered badminton, {size['image']} pixels wide", "n": versions[0]["n"], "tier": name,
             "knobs": {key: size[key] for key in ("backbone", "train", "epochs", "patience", "batch")}, "rows": rows, "says": says,
@@ -250,10 +256,17 @@ def halls(size: dict, sets: dict, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def keep(found: dict, file: Path) -> None:
+def keep(file: Path, size: dict, made: list[dict], **about) -> dict:
+    """Put versions into the file, beside those that another process has put there; returns all that it holds."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".part").write_text(json.dumps(found, indent=1))
-    file.with_suffix(".part").replace(file)
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = json.loads(file.read_text()) if file.is_file() else {"size": size, "versions": []}
+        whole = {one["number"]: one for one in [*found["versions"], *made]}
+        found |= about | {"versions": [whole[number] for number in sorted(whole)]}
+        file.with_suffix(".part").write_text(json.dumps(found, indent=1))
+        file.with_suffix(".part").replace(file)
+    return found
 
 
 def main() -> None:
@@ -287,15 +300,14 @@ def main() -> None:
             with SummaryWriter(str(logs / f"{one['number']:02}-{one['name'].replace(' ', '-')}")) as writer:
                 model, facts = train(one["design"], size, sets, writer, mining=one["mining"])
             record = {**one, "design": asdict(one["design"]), **facts, **judged(model, one["design"], size, sets["test"])}
-            found |= {"machine": env.machine()["id"], "commit": env.git()["commit"], "torch": torch.__version__,
-                      "data": sets["test"].checksum, "versions": sorted([*found["versions"], record], key=lambda one: one["number"])}
-            keep(found, file)
+            found = keep(file, size, [record], machine=env.machine()["id"], commit=env.git()["commit"], torch=torch.__version__,
+                         data=sets["test"].checksum)
         time_frames(found["versions"], size)
-        keep(found, file)
+        found = keep(file, size, found["versions"])
     if not found["versions"]:
         raise SystemExit(f"{file} holds no version yet")
     print(table(found))
-    if len(found["versions"]) == len(STEPS):
+    if len(found["versions"]) > 1:
         print(f"study: {studies.write('shuttle_versions', study(found, name))}")
     print(f"records: {file}; curves: tensorboard --logdir {logs}")
 

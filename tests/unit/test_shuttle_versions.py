@@ -45,14 +45,16 @@ def test_no_clip_stands_in_two_parts(ladder):
     assert all(len(frames.test_images) == len(frames.test_clips) == len(frames.test_numbers) for frames in sets.values())
 
 
-def test_it_goes_on_where_it_stopped_and_leaves_a_study_when_it_is_complete(ladder, monkeypatch, capsys, tmp_path):
+def test_it_goes_on_where_it_stopped_and_leaves_a_study_of_what_there_is(ladder, monkeypatch, capsys, tmp_path):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["shuttle_versions.py", "--quick", "--threads", "1", *arguments])
         ladder.main()
         return capsys.readouterr().out
 
     first = run("--only", "1,2")  # the largest cell of a map has no gradient
-    assert "1 pooling" in first and "2 heat map" in first and "study:" not in first
+    assert "1 pooling" in first and "2 heat map" in first and "study:" in first
+    said = json.loads((tmp_path / "studies/shuttle_versions.json").read_text())["says"]
+    assert said[0].startswith("2 of 11 versions; not trained yet: 3 soft-argmax, ")
     again = run("--only", "1,2,11")
     assert "  epoch" in again and again.count("epoch 1:") == 1  # only 11 was trained
     file = tmp_path / "shuttle_versions-quick.json"
@@ -66,7 +68,8 @@ def test_it_goes_on_where_it_stopped_and_leaves_a_study_when_it_is_complete(ladd
     file.write_text(json.dumps(found))
     assert "study:" in run("--table")
     made = json.loads((tmp_path / "studies/shuttle_versions.json").read_text())
-    assert len(made["rows"]) == 11 and made["n"] == one["n"] and made["says"][2].startswith("error before and after mining")
+    assert len(made["rows"]) == 11 and made["n"] == one["n"] and made["says"][0] == "11 of 11 versions"
+    assert any(line.startswith("error before and after mining") for line in made["says"])
     axes = plot.versions(made)
     assert axes.get_title(loc="left").startswith("Median error") and len(axes.get_yticks()) == 11
     assert "most learnt by heart in" in axes.get_title(loc="left").replace("\n", " ") and "history: median" in axes.figure.hpml_alt
