@@ -211,8 +211,8 @@ def study(found: dict, name: str) -> dict:
     gap = max(versions, key=lambda one: one["curves"]["validation"][-1] - one["curves"]["train"][-1])
     load = max(one["load"] for one in versions)
     says = [f"{len(versions)} of {len(STEPS)} versions" + (f"; not trained yet: {', '.join(missing)}" if missing else ""),
-            *(f"{which} in the median: {one['name']}, {less:.1f} px less than {one['after']} {by_number[one['after']]['name']}"
-              for which, (less, one) in ends.items()),
+            *(f"{which} in the median: {one['name']}, {abs(less):.1f} px {'more' if less < 0 else 'less'} than {one['after']} "
+              f"{by_number[one['after']]['name']}" for which, (less, one) in ends.items()),
             f"widest gap between the losses at the end: {gap['name']}, {gap['curves']['train'][-1]:.2f} in training, "
             f"{gap['curves']['validation'][-1]:.2f} in validation; the weights of epoch {gap['best_epoch']} were kept",
             *(["error before and after mining, below which so many of the visible frames lie: " + ", ".join(

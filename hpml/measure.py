@@ -42,7 +42,8 @@ def device_clock(device: str) -> Callable[[], float]:
 def steady(step: Callable[[int], object], *, clock: Callable[[], float], warmup: int, min_iters: int, min_seconds: float) -> dict:
     """Call step(i) until both minima are reached; seconds of each call after the warm-up, in turns with the children beside this one.
 
-    A call of LONG_S ends the warm-up or the measurement. Returns {"first_call_s", "values"}: the very first call is a figure of its own.
+    Where no call was shorter than LONG_S, one ends the warm-up and one the measurement. Returns {"first_call_s", "values"}: the very
+    first call is a figure of its own.
     """
     calls = itertools.count()
 
@@ -51,21 +52,24 @@ def steady(step: Callable[[int], object], *, clock: Callable[[], float], warmup:
         step(next(calls))
         return clock() - before
 
-    first_call_s = timed()
+    first_call_s = shortest_s = timed()
     for _ in range(1, warmup):
-        if timed() > LONG_S:
+        shortest_s = min(shortest_s, timed())
+        if shortest_s > LONG_S:
             break
     values = []
-    while unfinished(values, min_iters=min_iters, min_seconds=min_seconds):
+    while unfinished(values, shortest_s, min_iters=min_iters, min_seconds=min_seconds):
         if turns.wait() and values and is_short(values[-1]):
             timed()
         values.append(timed())
     return {"first_call_s": first_call_s, "values": values}
 
 
-def unfinished(values: Sequence[float], *, min_iters: int, min_seconds: float) -> bool:
-    """Whether more calls are to be measured after these, in seconds: for both minima, but none after a long one."""
-    return (len(values) < min_iters or sum(values) < min_seconds) and not (values and values[-1] > LONG_S)
+def unfinished(values: Sequence[float], shortest_s: float, *, min_iters: int, min_seconds: float) -> bool:
+    """Whether more calls are to be measured after these, in seconds: for both minima, but none after the first where every call is long.
+
+    `shortest_s`: of the calls before. One long call among short ones is a burst of the machine and says nothing of the others."""
+    return (len(values) < min_iters or sum(values) < min_seconds) and not (values and min(shortest_s, *values) > LONG_S)
 
 
 def is_short(seconds: float) -> bool:

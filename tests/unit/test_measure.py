@@ -18,17 +18,19 @@ def test_a_window_with_long_bursts_is_disturbed_and_one_long_call_is_not():
     assert held_up["busy"] and held_up["bursts"] == pytest.approx(1.0 / 2.2, abs=1e-3)
 
 
-def test_a_long_call_ends_warm_up_and_measurement(monkeypatch):
+def test_where_every_call_is_long_one_is_enough_and_a_burst_among_short_ones_ends_nothing():
     """On a clock of the test's own: nothing waits."""
-    now, calls = [0.0], []
+    def taken(seconds, **minima) -> dict:
+        now, calls = [0.0], iter(seconds)
 
-    def step(i: int) -> None:
-        calls.append(i)
-        now[0] += 12.0
+        def step(i: int) -> None:
+            now[0] += next(calls)
 
-    taken = measure.steady(step, clock=lambda: now[0], warmup=5, min_iters=9, min_seconds=60.0)
-    assert taken == {"first_call_s": 12.0, "values": [12.0]} and calls == [0, 1, 2]
-    assert measure.unfinished([9.0], min_iters=2, min_seconds=0) and not measure.unfinished([11.0], min_iters=2, min_seconds=60)
+        return measure.steady(step, clock=lambda: now[0], warmup=3, **minima)
+
+    assert taken([12.0] * 3, min_iters=9, min_seconds=60.0) == {"first_call_s": 12.0, "values": [12.0]}
+    assert taken([12.0, 0.5, 0.5, 12.0, 0.5, 0.5], min_iters=3, min_seconds=1.0)["values"] == [12.0, 0.5, 0.5]
+    assert taken([0.5, 12.0, 0.5, 0.5, 0.5], min_iters=2, min_seconds=1.0)["values"] == [0.5, 0.5], "nor one in the warm-up"
 
 
 def test_a_helper_that_has_ended_is_our_own():
