@@ -122,13 +122,18 @@ def _announce(books: list[Notebook], tier: str, workloads: list[str], budget_s: 
     pieces, left_s = in_pieces(_needs(left, tier, workloads), budget_s), (budget_s or 0.0) - GRACE_S
     if pieces:
         print(f"in pieces: notebook after notebook until the time is up; the same options with --resume --run-id {folder.name} go on")
-    for book in books:
+    said, ordered = set(), in_order(books, workloads) if pieces else books
+    for position, book in enumerate(ordered):
         minutes, fits = _minutes(book, tier, workloads), "" if book in left else "done already"
         if book in left and budget_s:
-            own_s = share(_needs(left[left.index(book):], tier, workloads), left_s, pieces=pieces)
+            needs = _needs([book, *(other for other in ordered[position + 1:] if other in left)], tier, workloads)
+            own_s = share(needs, left_s, pieces=pieces)
             fits = "" if own_s >= 60 * minutes else "in part" if own_s >= FLOOR_S else "a later piece"
             left_s -= min(own_s, 60 * minutes)
+        said.add(fits)
         print(f"  {book.name:<28} about {minutes:4.1f} min  {book.question}" + (f"  [{fits}]" if fits else ""))
+    if "in part" in said and not pieces:
+        print("in part: a short look, and what the others leave of the time; at the end, the same options with --resume go on")
     for line in env.warnings():
         print(f"warning: {line}")
 
@@ -148,10 +153,15 @@ def _needs(books: list[Notebook], tier: str, workloads: list[str]) -> list[Need]
 def _all(books: list[Notebook], parameters: dict, status: dict, folder: Path, deadline: float | None) -> None:
     """Each notebook within its share; what the shares leave over goes to those that were cut, one after another."""
     pieces = in_pieces(_needs(_left(books, status), parameters["tier"], parameters["workloads"]), status["budget_s"])
-    _go_through(books, parameters, status, folder, deadline, pieces)
+    _go_through(in_order(books, parameters["workloads"]) if pieces else books, parameters, status, folder, deadline, pieces)
     cut = [book for book in books if _cut(status["notebooks"][book.name])]
     if cut and deadline and not pieces:
         _go_through([book for book in books if book in cut or book.number in SUMMARIES], parameters, status, folder, deadline, pieces=True)
+
+
+def in_order(books: list[Notebook], workloads: list[str]) -> list[Notebook]:
+    """One after another: the ladder that is climbed, the other workloads' own notebooks, the summaries."""
+    return sorted(books, key=lambda book: (book.number in SUMMARIES, book.workload not in (None, *workloads)))
 
 
 def _cut(entry: dict) -> bool:

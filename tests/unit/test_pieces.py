@@ -67,6 +67,15 @@ def test_what_the_shares_leave_over_goes_to_those_that_were_cut(course):
     assert given[0][1] == shares.RESERVE_S and given[6][1] > 300
 
 
+def test_a_piece_begins_with_the_ladder_and_ends_with_the_summaries(course):
+    books, _, given, _ = course
+    books[:] = [book(books[0], "11", 10.0, "xlnet"), *books, book(books[0], "40", 0.5)]
+    run(course, 250.0, {"notebooks": {}})
+    assert [number for number, _ in given] == ["20", "40"] and given[0][1] == 250 - runner.GRACE_S - 30
+    assert [one.number for one in runner.in_order(books, ["resnet50"])] == ["20", "21", "22", "23", "11", "40"]
+    assert [one.number for one in runner.in_order(books, ["xlnet"])] == ["11", "20", "21", "22", "23", "40"]
+
+
 def test_a_notebook_that_failed_is_not_tried_twice(course, monkeypatch):
     books, _, given, _ = course
     failed = {"status": "failed", "reason": "x", "seconds": 1.0}
