@@ -99,7 +99,7 @@ def _tradeoff(axes, rows: Sequence[Row], margin: float | None) -> tuple[str, str
     for row, name in ((base, "baseline"), *([] if top.is_baseline else [(top, _words(top))])):
         _named(axes, row, name, above=not any(one.per_s > row.per_s / 2 and one.quality_value > row.quality_value for one in known))
     if top.is_baseline:
-        return "No faster case has been shown to keep the baseline's quality", f"({_points(base)})"
+        return "No faster case has been shown to keep the baseline's quality", _points(base)
     return "Fastest with quality kept", f"{_words(top)}, {tables.figure(top.per_s, 'samples/s')} at {_points(top)}"
 
 
