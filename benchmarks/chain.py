@@ -26,15 +26,20 @@ from hpml.env import HpmlError
 
 CLASSES, EACH, SIDE = 6, 32, 64
 BATCH, EPOCHS, CHECKPOINT_STEPS, KILL_AT = 16, 2, 5, 8
+LEFT_ALONE_S = 30
 PULL_RATE, LINK_RATE_MBIT_S = "60K", link.RATE_MBIT_S  # slow enough that the training has to wait for shards
 HPML = (sys.executable, "-c", "from hpml.cli import main; main()")
-# The example's workload; each rank also notes the place of every sample that it reads.
+# The example's workload; each rank also notes the place of every sample that it reads. After the kill the first rank comes back last: the
+# second one must not take what is left of its first life for its address.
 NOTING = """
 from pathlib import Path
 from runpy import run_path
 import os
+import time
 from hpml import distributed
 globals().update(run_path({example!r}))
+if os.environ.get("RANK") == "0" and list(Path({folder!r}).glob("0-*.ids")):
+    time.sleep(3)
 _dataset = dataset
 
 
@@ -82,7 +87,7 @@ def chain(folder: Path) -> bool:
         good.append(say(pull.wait() == 0 and not verify(folder / "pulled"), f"pulled over {LINK_RATE_MBIT_S:g} Mbit/s, checksums right"))
         arrived = time.time()
         logs = [folder / f"node{number}.log" for number in (0, 1)]
-        good.append(say([one.wait() for one in nodes] == [0, 0], "two nodes trained to the end", *logs))
+        good.append(say(ended(nodes) == [0, 0], "two nodes trained to the end", *logs))
     return all(good + checks(folder, arrived))
 
 
@@ -120,11 +125,22 @@ def started(stack: contextlib.ExitStack, words: list[str], log: Path, device: st
     place = log.parent
     more = {"GLOO_SOCKET_IFNAME": device, "NCCL_SOCKET_IFNAME": device} if device else {}
     environment = {**os.environ, "HPML_RESULTS": str(place / "results"), "HPML_SHARDS": str(place / "pulled"), "no_proxy": "*",
+                   "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
                    "PYTHONPATH": os.pathsep.join(filter(None, (str(env.root()), os.environ.get("PYTHONPATH")))), **more}
     with log.open("w") as said:
         process = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=environment, cwd=place)
     stack.callback(lambda: process.poll() is None and (process.terminate(), process.wait()))
     return process
+
+
+def ended(nodes: list[subprocess.Popen]) -> list[int | None]:
+    """The exit codes of all; where one failed, those of the others after LEFT_ALONE_S, None for one that still waits for it."""
+    until = None
+    while any(one.poll() is None for one in nodes) and (until is None or time.monotonic() < until):
+        if until is None and any(one.poll() for one in nodes):
+            until = time.monotonic() + LEFT_ALONE_S
+        time.sleep(0.1)
+    return [one.poll() for one in nodes]
 
 
 def checks(folder: Path, arrived: float) -> list[bool]:

@@ -53,6 +53,9 @@ def train(workload: str | None, tier: str, run_id: str | None, dry_run: bool, co
     here = distributed.place()
     if here.size > 1 and not run_id:
         raise HpmlError("under torchrun give --run-id, so that all ranks work in one folder")
+    if not here.index and distributed.meets_the_dead():
+        print("warning: after a restart a rank may be sent to the address of one that has ended, and fail for good: "
+              "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun", file=sys.stderr)
     run_id = run_id or f"train-{time.strftime('%Y%m%d-%H%M%S')}"
     with contextlib.nullcontext() if here.index else _followed(env.run_dir(run_id) / "logs"):
         results = study.run(case, rounds=1, run_id=run_id)

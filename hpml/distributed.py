@@ -223,6 +223,12 @@ def join(knobs: dict) -> None:
     distributed.init_process_group(backend, timeout=timedelta(seconds=FIT_TIMEOUT_S if knobs.get("epochs") else STEP_TIMEOUT_S), **meeting)
 
 
+def meets_the_dead() -> bool:
+    """Whether torchrun restarts its ranks with the store of their earlier lives: who comes first then reads where another one was
+    (https://github.com/pytorch/pytorch/issues/135712; still so in torch 2.14)."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
 def agreed(value: bool, device: str) -> bool:
     """Rank 0's answer, on every rank: all must do the same number of steps, though each has its own clock."""
     if place().size == 1:

@@ -27,8 +27,8 @@ def share(left: Sequence[Need], left_s: float, *, pace: float = 1.0, pieces: boo
     """Seconds of `left_s` for the first of the notebooks left.
 
     One of the ladder takes what it needs as long as every later one keeps a reserve; one of another workload takes what the ladder
-    will not need, at least its reserve. In pieces the first takes all but what the summaries need. `pace`: how many times the estimate
-    this machine needs.
+    will not need, at least its reserve. Where there is time for more than that, each has its part of it. In pieces the first takes all but
+    what the summaries need. `pace`: how many times the estimate this machine needs.
     """
     def seconds(need: Need) -> float:
         return 60 * need.minutes * (max(pace, FOUNDATIONS) if need.number < "10" else pace)
@@ -40,7 +40,10 @@ def share(left: Sequence[Need], left_s: float, *, pace: float = 1.0, pieces: boo
     free_s = left_s - sum(map(kept, left[1:]))
     if pieces:
         return max(free_s, 0.0)
-    return min(left_s, max(min(free_s, SLACK * seconds(left[0])), min(seconds(left[0]), RESERVE_S)))
+    own_s, total_s = seconds(left[0]), sum(map(seconds, left))
+    if left_s > SLACK * total_s:
+        return left_s * own_s / total_s if total_s else left_s
+    return min(left_s, max(min(free_s, SLACK * own_s), min(own_s, RESERVE_S)))
 
 
 def pace(done: Iterable[tuple[float, float, bool]]) -> float:

@@ -226,6 +226,15 @@ def test_two_ranks_on_one_gpu_are_unsupported(monkeypatch):
         distributed.processes({"case": {"phase": "train"}, "knobs": knobs})
 
 
+def test_a_restart_with_the_store_of_earlier_lives_is_known(monkeypatch):
+    assert not distributed.meets_the_dead()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert distributed.meets_the_dead()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert not distributed.meets_the_dead()
+
+
 @pytest.mark.slow
 @two_cores
 def test_torchrun_is_one_training(tmp_path):
@@ -236,6 +245,7 @@ def test_torchrun_is_one_training(tmp_path):
     environment = {**os.environ, "HPML_RESULTS": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "TORCH_DISABLE_SHARE" not in done.stderr, "nothing is restarted here"
     folder = tmp_path / "runs" / "torchrun"
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     assert len(records) == 1 and records[0]["actual"]["replicas"] == 2 and records[0]["samples"]["items"] == 16

@@ -91,12 +91,13 @@ def needs(*left):
 def test_the_ladder_takes_what_it_needs_and_the_others_keep_a_reserve():
     left = needs(("10", 2.0, True), ("11", 4.0, False), ("20", 4.0, True), ("33", 5.0, True), ("40", 0.2, True))
     reserve = shares.RESERVE_S
-    assert shares.share(left, 45 * 60) == 1.5 * 120, "what is not decided goes on to more rounds"
+    assert shares.share(left, 20 * 60) == 1.5 * 120, "what is not decided goes on to more rounds"
+    assert shares.share(left, 45 * 60) == pytest.approx(45 * 60 * 2.0 / 15.2) and shares.share(left[-1:], 500) == 500, "time for all"
     assert shares.share(left, 240) == 240 - 3 * reserve - 12, "short of time, each later one keeps its reserve, the summary all"
     assert shares.share(left, 100) == reserve and shares.share(left, 30) == 30
     other = left[1:]
     assert shares.share(other, 575) == reserve, "what the ladder needs is the ladder's"
-    assert shares.share(other, 800) == 800 - 540 - 12 and shares.share(other, 2000) == 1.5 * 240
+    assert shares.share(other, 800) == 800 - 540 - 12 and shares.share(other, 1100) == 1.5 * 240
     assert shares.share(other, 600, pieces=True) == 600 - 12 and shares.share(other[3:], 5, pieces=True) == 5
 
 
