@@ -174,7 +174,8 @@ def workload(run_dir: Path, name: str, found: Sequence[Record], rows: Sequence[R
         case = [row for row in own if row.group == group]
         techniques = list(dict.fromkeys(row.technique for row in case if not row.is_baseline)) or [case[0].technique]
         file = slug(name, case[0].phase, *techniques[:3])
-        if len(case) > 1 and not all(tables.unrated(row) or row.status != "ok" for row in case if not row.is_baseline):
+        measured = [row for row in case if row.status == "ok"]
+        if len(case) > 1 and not (measured and all(map(tables.unrated, measured))):
             chart = charts.draw(file, repr(case), plot.comparison, case)
             drawn.append(chart)
             file = chart.name
