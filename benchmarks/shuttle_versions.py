@@ -198,12 +198,12 @@ def table(found: dict) -> str:
 def study(found: dict, name: str) -> dict:
     """What notebook 15 reads: the size, a row for each version, what was learnt, and the curves."""
     size, versions = found["size"], found["versions"]
-    missing = [f"{number} {step[0]}" for number, step in enumerate(STEPS, 1) if number not in {one["number"] for one in versions}]
     rows = [{"version": f"{one['number']} {one['name']}", "after": one["after"] or "-", "what changed": one["change"],
              **{f"{kind} px": round(one["scores"][f"{kind} error px"], 1) for kind in ("median", "mean", "P95")},
              "within 4 px": f"{one['within 4 px']:.1%}", "visible F1": f"{one['scores']['visibility F1']:.1%}",
              "GFLOP": round(one["gflop"], 2), "FPS": round(one["fps"], 1)} for one in versions]
     by_number = {one["number"]: one for one in versions}
+    missing = [f"{number} {step[0]}" for number, step in enumerate(STEPS, 1) if number not in by_number]
     medians = {number: one["scores"]["median error px"] for number, one in by_number.items()}
     pairs = sorted(((medians[one["after"]] - medians[one["number"]], one) for one in versions if one["after"] in medians),
                    key=lambda pair: -pair[0])

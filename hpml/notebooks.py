@@ -12,6 +12,7 @@ from hpml.env import HpmlError
 
 PARAMETERS = ("tier", "workloads", "device", "data", "run_id", "guess")  # every notebook has these; sweep lists come on top
 KEPT_METADATA = ("hpml", "kernelspec", "language_info")
+UNSEEN = 16  # change of a colour, of 255, that nobody sees; no pixel of a chart may change more, or a thin red line turns brown
 QUIET_KERNEL = ["--IPKernelApp.log_level=ERROR"]  # it warns on every start that loopback is not encrypted
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -153,14 +154,18 @@ def store(paths: list[Path], say=print) -> None:
 
 
 def _fewer_colours(encoded: str) -> str:
-    """A PNG with a palette of 128 colours: a third of the size, and charts look the same."""
+    """A PNG with a palette, a third of the size: of 32 colours where that looks the same (charts), else of 128 (photographs)."""
     import base64
     import io
 
+    import numpy as np
     from PIL import Image
 
+    whole = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    small = whole.quantize(32, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    change = np.abs(np.asarray(small.convert("RGB"), np.int16) - np.asarray(whole, np.int16)).max()
     target = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB").quantize(128).save(target, format="PNG", optimize=True)
+    (small if change <= UNSEEN else whole.quantize(128)).save(target, format="PNG", optimize=True)
     return base64.b64encode(target.getvalue()).decode()
 
 

@@ -12,7 +12,7 @@ from hpml.env import BudgetSpent, HpmlError, Unavailable
 from hpml.notebooks import Notebook
 from hpml.results import Results
 from hpml.rounds import OUT_OF_TIME
-from hpml.shares import SUMMARIES, Need, in_pieces, pace, share
+from hpml.shares import SUMMARIES, Need, in_pieces, pace_of, share
 from hpml.workloads import canonical, sources
 from hpml.workloads import get as get_workload
 
@@ -201,7 +201,7 @@ def _go_through(books: list[Notebook], parameters: dict, status: dict, folder: P
 def _pace(books: list[Notebook], status: dict, tier: str, workloads: list[str]) -> float:
     """How many times the estimate this machine needs, from those of `books` that ran."""
     done = [(book, status["notebooks"][book.name]) for book in books]
-    return pace((one["seconds"], 60 * _minutes(book, tier, workloads), one["status"] == "ok") for book, one in done
+    return pace_of((one["seconds"], 60 * _minutes(book, tier, workloads), one["status"] == "ok") for book, one in done
                 if one["status"] == "ok" or _cut(one))
 
 

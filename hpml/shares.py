@@ -46,7 +46,7 @@ def share(left: Sequence[Need], left_s: float, *, pace: float = 1.0, pieces: boo
     return min(left_s, max(min(free_s, SLACK * own_s), min(own_s, RESERVE_S)))
 
 
-def pace(done: Iterable[tuple[float, float, bool]]) -> float:
+def pace_of(done: Iterable[tuple[float, float, bool]]) -> float:
     """How many times the estimate this machine needs, from (seconds, estimated seconds, whether whole) of the notebooks that ran; one
     that was cut tells only that it is slower. 1 before anything ran."""
     told = [(took, expected) for took, expected, whole in done if expected and (whole or took > expected)]

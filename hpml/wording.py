@@ -27,6 +27,7 @@ WORDS: dict[str, dict | str] = {
     "batch": "batch {}",
     "length": "{} tokens",
 }
+PLAIN = {("threads", 0): "all threads", ("workers", 0): "no loader workers", ("accum_steps", 1): "no accumulation"}
 MANY = {"rank": "ranks", "copy": "copies", "thread": "threads", "loader worker": "loader workers"}
 
 
@@ -58,10 +59,8 @@ def _said(name: str, value) -> str:
         return known.get(value, f"{name}={value}")
     if known is None:
         return f"{name}={value}"
-    if name in ("threads", "workers") and value == 0:
-        return {"threads": "all threads", "workers": "no loader workers"}[name]
-    if name == "accum_steps" and value == 1:
-        return "no accumulation"
+    if (name, value) in PLAIN:
+        return PLAIN[name, value]
     said = known.format(value)
     one = known.removeprefix("{} ")
     return said if value == 1 or one not in MANY else f"{value} {MANY[one]}"

@@ -140,7 +140,7 @@ def test_prose_stands_before_code(path):
 
 @each
 def test_it_is_small(path):
-    limit_kib = 800 if "10" <= path.stem[:2] <= "15" else 500 if path.stem[:2] == "40" else 300  # pictures; charts of all machines
+    limit_kib = 800 if "10" <= path.stem[:2] <= "15" else 300  # pictures
     assert path.stat().st_size <= limit_kib * 1024
 
 

@@ -90,3 +90,26 @@ def test_storing_runs_the_cells_and_a_failure_leaves_the_source(tmp_path, monkey
     with pytest.raises(HpmlError, match=r"98_bad.ipynb: .*no such luck"):
         notebooks.store([bad], say=lambda _: None)
     assert bad.read_text() == before
+
+
+def test_a_stored_chart_keeps_its_colours_in_fewer_bytes_and_a_photograph_keeps_more_of_them():
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    def stored(picture) -> tuple[Image.Image, np.ndarray]:
+        target = io.BytesIO()
+        Image.fromarray(picture).save(target, "png")
+        found = Image.open(io.BytesIO(base64.b64decode(notebooks._fewer_colours(base64.b64encode(target.getvalue()).decode()))))
+        return found, np.abs(np.asarray(found.convert("RGB"), int) - picture).max(-1)
+
+    chart = np.full((200, 300, 3), 255, np.uint8)
+    chart[20:90] = np.linspace(0, 255, 300)[None, :, None]  # greys of many letters
+    chart[100:150, :, 2] = 178
+    chart[120:140, 150:152] = (170, 0, 0)  # a limit's thin red line
+    found, change = stored(chart)
+    assert len(found.getcolors()) <= 32 and change.max() <= notebooks.UNSEEN
+    found, _ = stored(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    assert len(found.getcolors()) > 32

@@ -105,6 +105,6 @@ def test_a_slow_machine_gets_whole_results_of_fewer_notebooks():
     left = needs(("20", 4.0, True), ("21", 4.0, True), ("33", 5.0, True))
     assert shares.share(left, 600) == 1.5 * 240 and shares.share(left, 600, pace=2.0) == 600 - 2 * shares.RESERVE_S
     assert shares.share(needs(("01", 2.0, True), ("20", 9.0, True)), 600) == 1.5 * 2.0 * 120, "verdicts rest on the foundations"
-    assert shares.pace([]) == 1.0 and shares.pace([(60, 30, True), (90, 30, True)]) == 2.5
-    assert shares.pace([(45, 240, False)]) == 1.0, "one that was cut below its estimate tells nothing"
-    assert shares.pace([(60, 30, False), (1, 60, True)]) == pytest.approx(61 / 90) and shares.pace([(1, 60, True)]) == 0.5
+    assert shares.pace_of([]) == 1.0 and shares.pace_of([(60, 30, True), (90, 30, True)]) == 2.5
+    assert shares.pace_of([(45, 240, False)]) == 1.0, "one that was cut below its estimate tells nothing"
+    assert shares.pace_of([(60, 30, False), (1, 60, True)]) == pytest.approx(61 / 90) and shares.pace_of([(1, 60, True)]) == 0.5
