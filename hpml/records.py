@@ -13,6 +13,7 @@ from hpml.env import HpmlError, now
 
 SCHEMA_VERSION = 1
 PROTOCOL_VERSION = 4  # bump it with any change in the way of measuring: figures of different versions are not compared
+OUT_OF_TIME = "budget"  # how the reason of a record, or of a notebook in status.json, begins that the run's time did not reach
 STATUSES = ("ok", "skipped", "unsupported", "provider_fallback", "parity_failed", "oom", "timeout", "failed")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hpml import compare, report_charts, report_records, report_results, tables
 from hpml.compare import Row
-from hpml.records import Record
+from hpml.records import OUT_OF_TIME, Record
 from hpml.report_results import Charts, e
 
 MARKS = {"ok": "✓", "failed": "✗", "timeout": "✗", "skipped": "–", "running": "…"}
@@ -48,6 +48,7 @@ def summary(
     text = [f"<h1>{e(run)}</h1>"]
     if tier == "smoke":
         text.append(f'<p class="banner">{tables.SMOKE}. This tier shows that everything works; its figures rest on a few iterations.</p>')
+    text += [f'<p class="banner">{line}</p>' for line in _unfinished(status, notebooks)]
     text += [f'<p class="banner bad">{e(problem)}</p>' for problem in problems]
     text += ['<h2 id="findings">What was found</h2>', _findings(found, rows, charts, pages), '<h2 id="facts">How it was measured</h2>',
              '<div class="facts">']
@@ -60,6 +61,20 @@ def summary(
         )
     ]
     return "".join([*text, "</div>"])
+
+
+def _unfinished(status: dict, notebooks: Sequence[dict]) -> list[str]:
+    """What is not here yet, as HTML: a run that goes on or was broken off, and the notebooks that its time did not reach to the end."""
+    cut = [one["name"] for one in notebooks if one.get("status") == "skipped" and str(one.get("reason")).startswith(OUT_OF_TIME)]
+    text = []
+    if status.get("started") and not status.get("ended"):
+        text.append("This run has not ended: the report shows what it has measured so far.")
+    if cut:
+        numbers = ", ".join(name.split("_")[0] for name in cut)
+        text.append(f"This run is not complete: its time ({e(seconds(status.get('budget_s')))}) was up with {len(cut)} of {len(notebooks)} "
+                    f"notebooks unfinished ({e(numbers)}). What they measured until then is here; the same options with "
+                    f"<code>--resume --run-id {e(status.get('run_id'))}</code> go on from there.")
+    return text
 
 
 def _findings(found: Sequence[Record], rows: Sequence[Row], charts: Charts, pages: set[str]) -> str:

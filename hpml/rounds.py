@@ -11,10 +11,9 @@ from pathlib import Path
 
 from hpml import compare, distributed, env, launch, records, roofline
 from hpml.cases import Case, session
-from hpml.records import PROTOCOL_VERSION, Record
+from hpml.records import OUT_OF_TIME, PROTOCOL_VERSION, Record
 
 TIMEOUT_S = {"smoke": 120, "cpu": 600, "gpu": 600, "full": 7 * 86_400}
-OUT_OF_TIME = "budget"  # how the reason of a record begins that the run's time did not reach
 COMPILE_LIMIT_S = {"smoke": 60, "cpu": 60, "gpu": 600, "full": 3600}  # a longer compilation is given up, and the record says so
 
 

@@ -10,8 +10,8 @@ from hpml import cases, env, notebooks, recommend, records, report, tables
 from hpml.compare import is_quality_run
 from hpml.env import BudgetSpent, HpmlError, Unavailable
 from hpml.notebooks import Notebook
+from hpml.records import OUT_OF_TIME
 from hpml.results import Results
-from hpml.rounds import OUT_OF_TIME
 from hpml.shares import SUMMARIES, Need, in_pieces, pace_of, share
 from hpml.workloads import canonical, sources
 from hpml.workloads import get as get_workload

@@ -14,11 +14,10 @@ from hpml import compare, distributed, engines, env, launch, limits, pretrained,
 from hpml.cases import Case, case, session
 from hpml.env import BudgetSpent, HpmlError, Unavailable
 from hpml.knobs import KNOBS, defaults
-from hpml.records import PROTOCOL_VERSION, Record
+from hpml.records import OUT_OF_TIME, PROTOCOL_VERSION, Record
 from hpml.results import Results
 from hpml.rounds import (
     COMPILE_LIMIT_S,
-    OUT_OF_TIME,
     TIMEOUT_S,
     Plan,
     half_the_batch,

@@ -314,6 +314,18 @@ def test_damaged_files_are_told_not_fatal(tmp_path):
     assert "no status" in Page(report.build(folder)).text
 
 
+def test_a_run_that_is_not_whole_says_so_at_its_top(tmp_path):
+    folder = run_folder(tmp_path)
+    status = json.loads((folder / "status.json").read_text())
+    going = Page(report.build(folder)).text
+    assert "This run has not ended" in going and "not complete" not in going, "what is not on this machine is no lack of time"
+    status["notebooks"][1] |= {"status": "skipped", "reason": "budget: stopped when the time was up"}
+    (folder / "status.json").write_text(json.dumps({**status, "ended": "2026-01-01T10:45:00"}))
+    cut = Page(report.build(folder)).text
+    assert "its time (45.0 min) was up with 1 of 3 notebooks unfinished (23)" in cut and "--resume --run-id made-up go on" in cut
+    assert "has not ended" not in cut and cut.index("not complete") < cut.index("What was found")
+
+
 def test_smoke_is_said_on_every_page(tmp_path):
     folder = run_folder(tmp_path, sweep("precision", ["fp32", "bf16"], rounds=3, tier="smoke"), tier="smoke")
     report.build(folder)
