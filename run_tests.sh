@@ -34,8 +34,7 @@ failed=()
 for part in "${parts[@]}"; do
     printf '\n== %s ==\n' "$part"
     test=("$hpml_python" -m pytest --junitxml "$scratch/$part.xml")
-    # The integration tests count processes, kill runs and time budgets: one after the other.
-    if [ "$part" != integration ] && [ "$processes" -gt 1 ]; then test+=(-n "$processes" --dist loadfile); fi
+    if [ "$processes" -gt 1 ]; then test+=(-n "$processes" --dist loadfile); fi
     rc=0
     if [ "$part" = nbval ]; then
         # The stored outputs were made with the embedded data: what lies under data/ must not change them.
