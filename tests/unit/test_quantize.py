@@ -1,5 +1,6 @@
 """Static INT8: both quantizers on small graphs, what the file and the engines then hold, and everything that is refused."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 TINY = str(Path(__file__).parent.parent / "tiny.py")
 RNG = np.random.default_rng(0)
+SMALL = {"precision": "int8", "engine": "onnxruntime", "calib_samples": 16}
 SAMPLES = {"x": RNG.standard_normal((16, 3, 8, 8), dtype=np.float32)}
 
 
@@ -225,6 +227,25 @@ def test_calibration_takes_training_samples_as_inference_would_see_them():
         quantize.calibration(module, {**knobs, "calib_samples": 1}, image_set)
 
 
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory):
+    """The results of a run that has one INT8 graph and a speed figure of it; the case is SMALL."""
+    folder = tmp_path_factory.mktemp("quantized")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HPML_RESULTS", str(folder))
+        hpml.use(tier="smoke", run_id="here")
+        (record,) = hpml.run(hpml.case(TINY, phase="infer", **SMALL)).records
+    assert record.status == "ok", record.reason
+    return folder
+
+
+@pytest.fixture
+def with_graph(smoke_session, quantized):
+    """A run of the test's own that has it already."""
+    shutil.copytree(quantized, env.run_dir("here").parents[1], dirs_exist_ok=True)
+    return hpml.case(TINY, phase="infer", **SMALL)
+
+
 def stored(phase):
     return [r for r in records.read(env.run_dir("here") / "records.jsonl") if r.case["phase"] == phase]
 
@@ -260,16 +281,14 @@ def test_a_network_of_convolutions_has_no_dynamic_graph_and_what_is_kept_is_reco
     assert first.actual["ranking_s"] == second.actual["ranking_s"] < second.cold["quantize_s"], "ranked once in a run, and counted in both"
 
 
-def test_a_graph_whose_making_was_cut_short_is_made_again(smoke_session):
-    case = hpml.case(TINY, phase="infer", precision="int8", engine="onnxruntime", calib_samples=16)
-    assert hpml.run(case).records[0].status == "ok"
+def test_a_graph_whose_making_was_cut_short_is_made_again(with_graph):
     (note,) = (env.run_dir("here") / "models").glob("*int8-*.json")
     note.unlink()  # it is written last: a process killed before it leaves the graph alone
-    assert hpml.run(case, fresh=True).records[-1].status == "ok" and len(stored("quantize")) == 2 and note.exists()
+    assert hpml.run(with_graph, fresh=True).records[-1].status == "ok" and len(stored("quantize")) == 2 and note.exists()
 
 
-def test_static_shapes_are_compiled_for_the_batch_that_is_measured(smoke_session):
-    case = hpml.case(TINY, phase="infer", precision="int8", calib_samples=16, shapes="static")
+def test_static_shapes_are_compiled_for_the_batch_that_is_measured(with_graph):
+    case = with_graph.but(shapes="static")
     (record,) = hpml.run(case.but(engine="openvino")).records
     assert record.status == "ok" and record.actual["shapes"] == "static" and record.parity["n"] == 32
     for other in (case.but(engine="openvino", measure="quality"), case.but(engine="onnxruntime")):
@@ -277,10 +296,10 @@ def test_static_shapes_are_compiled_for_the_batch_that_is_measured(smoke_session
         assert refused.status == "unsupported" and "shapes=static is OpenVINO's" in refused.reason
 
 
-def test_random_weights_prove_plumbing_only(smoke_session):
-    case = hpml.case(TINY, phase="infer", precision="int8", engine="onnxruntime", measure="quality", calib_samples=16)
-    record = hpml.run(case).records[0]
-    assert record.status == "ok" and record.quality is None and record.actual["quantized"]["weights"] == "random"
+def test_random_weights_prove_plumbing_only(with_graph):
+    record = hpml.run(with_graph.but(measure="quality")).records[0]
+    assert len(stored("quantize")) == 1 and record.status == "ok"
+    assert record.quality is None and record.actual["quantized"]["weights"] == "random"
 
 
 def test_too_few_samples_are_a_record_without_a_figure(smoke_session):
@@ -291,15 +310,13 @@ def test_too_few_samples_are_a_record_without_a_figure(smoke_session):
 
 
 @pytest.mark.parametrize("other", ["another model", "truncated"])
-def test_a_graph_that_is_not_this_models_gives_no_figure(smoke_session, graph, tmp_path, other):
-    case = hpml.case(TINY, phase="infer", precision="int8", engine="onnxruntime", calib_samples=16)
-    hpml.run(case)
+def test_a_graph_that_is_not_this_models_gives_no_figure(with_graph, graph, other):
     (path,) = (env.run_dir("here") / "models").glob("*int8-*.onnx")
     if other == "truncated":
         path.write_bytes(path.read_bytes()[:-50])
     else:
         quantize.quantize(graph, path, SAMPLES)
-    record = hpml.run(case, fresh=True).records[0]
+    record = hpml.run(with_graph, fresh=True).records[0]
     assert record.status in ("failed", "parity_failed") and record.stats is None and "\n" not in record.reason
 
 
