@@ -6,7 +6,7 @@ XLNet's small variant is trained on all Amazon reviews that are there and compar
 compared with "background everywhere". Each seed is a whole training from random weights (order, augmentation and first weights differ); its
 quality and that of the plain answer are taken on the same test samples, so the difference is paired. Wanted: the lower end of the 95 %
 interval of the difference, over 5 seeds, above 0. `--tier smoke --seeds 2 --train 64 --test 40` shows that it works. With HPML_RESULTS
-set, a seed that was trained before is not trained again.
+set, a seed that was trained before is not trained again. One JSON file each is left as a study, which notebooks 11 and 12 read.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import os
 import tempfile
 
 import hpml
-from hpml import scoring, tables
+from hpml import scoring, studies
 
 PLAIN = {"xlnet": "the majority class", "deeplabv3": "background everywhere"}
 KNOBS = {"xlnet": {"variant": "small"}, "deeplabv3": {}}
@@ -34,17 +34,19 @@ def trainings(name: str, asked: argparse.Namespace) -> list:
     return found
 
 
-def answer(name: str, found: list) -> None:
-    last, data = found[-1], found[-1].actual["data"]
-    gain = scoring.paired_difference([100 * record.quality["chance"] for record in found],
-                                     [100 * record.quality["value"] for record in found])
-    knobs = ", ".join(f"{knob}={last.knobs[knob]}" for knob in ("variant", "image", "length", "batch", "epochs") if knob in last.knobs)
-    values = ", ".join(f"{100 * record.quality['value']:.1f}" for record in found)
-    print(f"\n{tables.title(name)}, {data['title']} ({data['origin']}): {data['n_train']:,} + {data['n_test']:,} {data['unit']}; {knobs}")
-    print(f"{last.quality['metric']} by seed: {values} %; "
-          f"{PLAIN[name]}: {100 * last.quality['chance']:.1f} %")
-    print(f"difference {gain['mean']:+.1f} points, 95 % interval {gain['low']:+.1f} to {gain['high']:+.1f} over n={gain['n']} seeds: "
-          + (f"above {PLAIN[name]}" if gain["low"] > 0 else f"not shown to be above {PLAIN[name]}"))
+def answer(name: str, found: list, tier: str) -> dict:
+    """What the seeds show, as a study that the workload's notebook reads."""
+    last, data, metric = found[-1], found[-1].actual["data"], found[-1].quality["metric"]
+    plain, values = ([100 * record.quality[key] for record in found] for key in ("chance", "value"))
+    gain = scoring.paired_difference(plain, values)
+    word = "above" if gain["low"] > 0 else "not shown to be above"
+    rows = [{"seed": seed, PLAIN[name]: f"{without:.1f} %", metric: f"{value:.1f} %", "difference": f"{value - without:+.1f} points"}
+            for seed, (without, value) in enumerate(zip(plain, values, strict=True))]
+    knobs = {knob: last.knobs[knob] for knob in ("variant", "image", "length", "batch", "epochs") if knob in last.knobs}
+    return {"tier": tier, "data": f"{data['title']} ({data['origin']})", "n": last.quality["n"],
+            "knobs": {**knobs, "train_samples": data["n_train"]}, "difference": gain, "rows": rows,
+            "says": [f"difference {gain['mean']:+.1f} points, 95 % interval {gain['low']:+.1f} to {gain['high']:+.1f} over n={gain['n']} "
+                     f"seeds: {word} {PLAIN[name]}"]}
 
 
 def main() -> None:
@@ -57,10 +59,15 @@ def main() -> None:
     parser.add_argument("--data", default="real", help="real, or standin to try it without data")
     parser.add_argument("--tier", default="cpu", choices=("smoke", "cpu", "gpu"))
     asked = parser.parse_args()
+    kept, names = os.environ.get("HPML_RESULTS"), [asked.only] if asked.only else list(PLAIN)
     os.environ.setdefault("HPML_RESULTS", tempfile.mkdtemp(prefix="hpml-seeds-"))
     hpml.use(tier=asked.tier, run_id="real-data-seeds", data=asked.data)
-    for name in [asked.only] if asked.only else PLAIN:
-        answer(name, trainings(name, asked))
+    found = {name: answer(name, trainings(name, asked), asked.tier) for name in names}
+    if not kept:
+        del os.environ["HPML_RESULTS"]  # the trainings are not kept, the figures are
+    for name, facts in found.items():
+        path = studies.write(f"seeds-{name}", facts)
+        print(studies.text(f"seeds-{name}", f"python benchmarks/real_data_seeds.py --only {name}"), path, sep="\n")
 
 
 if __name__ == "__main__":
