@@ -55,7 +55,7 @@ def fit(folder: Path, **knobs) -> tuple[dict, list[list[int]]]:
            "knobs": validate("train", {"batch": 16, "train_samples": 70, "test_samples": 40, "image": 8, "epochs": 2, "accum_steps": 2,
                                        "optimizer": "adam", "schedule": "onecycle", "checkpoint_steps": 3, **knobs}),
            "protocol": {"seed": 3, "round": 0}}
-    fields = launch.run(job, log=folder / "log", timeout_s=120)
+    fields = launch.run(job, log=folder / "log", timeout_s=300)
     logs = sorted(folder.glob("*.ids"))
     read = [[int(line) for line in log.read_text().split()] for log in logs]
     for log in logs:

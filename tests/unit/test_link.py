@@ -33,7 +33,7 @@ def test_a_transfer_is_a_record(linked, tmp_path):
     before = interfaces()
     job = {"case": {"workload": "resnet152", "phase": "transfer", "key": "k", "tier": "smoke"}, "knobs": validate("transfer", {}),
            "protocol": {"seed": 0, "round": 0}}
-    fields = launch.run(job, log=tmp_path / "log", timeout_s=60)
+    fields = launch.run(job, log=tmp_path / "log", timeout_s=300)
     assert fields["status"] == "ok", fields["reason"]
     io, actual = fields["io"], fields["actual"]
     assert actual["verified"] and actual["connections"] == 8 and io["bytes"] == 8 * round(link.CONNECTION_MBIT_S * 1e6 / 8)

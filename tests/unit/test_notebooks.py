@@ -55,7 +55,7 @@ def test_only_the_budget_and_what_is_not_here_excuse_a_notebook(tmp_path, monkey
     cut.cells[-1] = v4.new_code_cell(cell)
     nbformat.write(cut, tmp_path / "99_cut.ipynb")
     monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)
-    outcome = runner.execute(notebooks.course()[0], {}, tmp_path / "run", 30)
+    outcome = runner.execute(notebooks.course()[0], {}, tmp_path / "run", 240)
     assert outcome["status"] == status and "HPML_DEADLINE" not in runner.os.environ
     assert outcome["reason"] == reason
 

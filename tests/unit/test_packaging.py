@@ -170,7 +170,7 @@ def test_the_search_for_forbidden_things_finds_them():
 def test_import_hpml_needs_nothing_but_the_standard_library():
     # Without site-packages: a bare machine.
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import hpml; print(hpml.__name__)"
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "hpml", done.stderr
 
 
@@ -178,7 +178,7 @@ def test_import_hpml_takes_no_heavy_library():
     heavy = ["torch", "torchvision", "onnx", "onnxruntime", "openvino", "tensorrt", "pandas", "matplotlib", "sklearn",
              "scipy", "IPython"]
     code = f"import sys, hpml; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
@@ -187,7 +187,7 @@ def test_ruff_finds_nothing():
         assert os.environ.get("CI", "").lower() != "true", "ruff is not installed"
         pytest.skip("ruff is not installed")
     done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", "."],
-                          cwd=ROOT, capture_output=True, text=True, timeout=120)
+                          cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -251,7 +251,7 @@ class Checkout:
         env |= {"PATH": f"{self.tools}{os.pathsep}{os.environ['PATH']}", "REAL_PYTHON": sys.executable,
                 "FAKE_LOG": str(self.log), "FAKE_PIP_FAILS": "", "FAKE_VERSION": ""}
         return subprocess.run(["bash", str(self.root / "run_all.sh"), *words], env=env | more, cwd=self.tools,
-                              capture_output=True, text=True, timeout=60)
+                              capture_output=True, text=True, timeout=300)
 
     def pip_calls(self) -> list[str]:
         return self.log.read_text().splitlines()

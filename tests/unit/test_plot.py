@@ -368,7 +368,7 @@ def test_a_notebook_shows_every_chart_and_its_words_under_it(monkeypatch):
         "plot.show_alt(plot.noise([0.01, 0.02, -0.01]))",
     )
     notebook = v4.new_notebook(cells=[v4.new_code_cell(source) for source in sources])
-    NotebookClient(notebook, timeout=60).execute()
+    NotebookClient(notebook, timeout=300).execute()
     first, second, third = ([sorted(output["data"])[0] for output in cell.outputs if "data" in output] for cell in notebook.cells)
     assert first == second == ["image/png"] and third == ["image/png", "text/markdown"]
     assert "noise floor" in notebook.cells[2].outputs[0]["metadata"]["image/png"]["alt"]

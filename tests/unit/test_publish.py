@@ -82,7 +82,7 @@ def run(folder, address, tmp_path, *words, token="hf_made_up_for_this_test", **m
     if token:
         given["HF_TOKEN"] = token
     return subprocess.run([sys.executable, "-c", "from hpml.cli import main; main()", "data", "publish", str(folder), NAME, *words],
-                          capture_output=True, text=True, env=given, timeout=120)
+                          capture_output=True, text=True, env=given, timeout=300)
 
 
 def test_nothing_is_sent_before_it_is_asked_for(folder, hub, tmp_path):

@@ -83,7 +83,7 @@ def test_a_pull_killed_on_the_way_goes_on_where_it_stopped(source, tmp_path):
     with nginx.serve(source, limit_rate=100_000, log=log) as url:
         words = [sys.executable, "-c", "from hpml.cli import main; main()", "data", "pull", url, str(dst), "--connections", "2"]
         first = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while len(list(dst.glob(".partial/*.aria2"))) < 2 and time.monotonic() < until:
             time.sleep(0.05)
         time.sleep(1.2)  # aria2 notes once a second what is there
@@ -159,7 +159,7 @@ def test_a_server_that_dies_half_way_is_named_and_the_next_pull_goes_on(source, 
         port = int(url.rpartition(":")[2])
         thread = threading.Thread(target=lambda: found.update(done=pull(url, dst, say=lines.append)))
         thread.start()
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while sum(path.stat().st_size for path in dst.glob(".partial/*.tar")) < 200_000 and time.monotonic() < until:
             time.sleep(0.05)
     thread.join()

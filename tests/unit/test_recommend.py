@@ -18,7 +18,7 @@ BF16 = {"precision": "bf16"}
 
 
 def hpml(*words: str, **settings: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", "from hpml.cli import main; main()", *words], capture_output=True, text=True, timeout=120,
+    return subprocess.run([sys.executable, "-c", "from hpml.cli import main; main()", *words], capture_output=True, text=True, timeout=300,
                           env={**os.environ, **settings})
 
 

@@ -122,7 +122,7 @@ def test_two_processes_share_an_epoch(tmp_path):
     place, _ = packed(tmp_path)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
         ranks = [pool.submit(ids, place, rank=rank, ranks=2, workers=2, epoch=1) for rank in range(2)]
-        told = [rank.result(timeout=100) for rank in ranks]
+        told = [rank.result(timeout=300) for rank in ranks]
     assert sorted(flat(flat(told))) == list(range(24)) and told == [ids(place, rank=rank, ranks=2, epoch=1) for rank in range(2)]
 
 
