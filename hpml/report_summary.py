@@ -65,16 +65,15 @@ def summary(
 
 def _unfinished(status: dict, notebooks: Sequence[dict]) -> list[str]:
     """What is not here yet, as HTML: a run that goes on or was broken off, and the notebooks that its time did not reach to the end."""
-    cut = [one["name"] for one in notebooks if one.get("status") == "skipped" and str(one.get("reason")).startswith(OUT_OF_TIME)]
-    text = []
     if status.get("started") and not status.get("ended"):
-        text.append("This run has not ended: the report shows what it has measured so far.")
-    if cut:
-        numbers = ", ".join(name.split("_")[0] for name in cut)
-        text.append(f"This run is not complete: its time ({e(seconds(status.get('budget_s')))}) was up with {len(cut)} of {len(notebooks)} "
-                    f"notebooks unfinished ({e(numbers)}). What they measured until then is here; the same options with "
-                    f"<code>--resume --run-id {e(status.get('run_id'))}</code> go on from there.")
-    return text
+        return ["This run has not ended: the report shows what it has measured so far."]
+    cut = [one["name"] for one in notebooks if one.get("status") == "skipped" and str(one.get("reason")).startswith(OUT_OF_TIME)]
+    if not cut:
+        return []
+    numbers = ", ".join(name.split("_")[0] for name in cut)
+    return [f"This run is not complete: its time ({e(seconds(status.get('budget_s')))}) was up with {len(cut)} of {len(notebooks)} "
+            f"notebooks unfinished ({e(numbers)}). What they measured until then is here; the same options with "
+            f"<code>--resume --run-id {e(status.get('run_id'))}</code> go on from there."]
 
 
 def _findings(found: Sequence[Record], rows: Sequence[Row], charts: Charts, pages: set[str]) -> str:
