@@ -113,8 +113,9 @@ class Service:
             batcher.drop(ticket, error)
             _fail(answered, error)
             return
-        decode_s = time.perf_counter() - began
-        ticket.future.add_done_callback(lambda done: _answer(done, task, ticket, decode_s, beside, answered))
+        decode_s, arrived = time.perf_counter() - began, ticket.arrived
+        # Without the ticket: its future would lead back to it, and the circle keep its pixels.
+        ticket.future.add_done_callback(lambda done: _answer(done, task, arrived, decode_s, beside, answered))
         batcher.put(ticket, inputs, decode_s)
 
     def _text_lane(self, inputs: tuple) -> tuple:
@@ -154,12 +155,12 @@ class Service:
             batcher.close()
 
 
-def _answer(done: Future, task: Task, ticket: Ticket, decode_s: float, beside: Any, answered: Future) -> None:
+def _answer(done: Future, task: Task, arrived: float, decode_s: float, beside: Any, answered: Future) -> None:
     """The model's rows become the request's answer."""
     try:
         found = done.result()
         value = task.answer(found.outputs[0], beside)
-        result = Answer(value, decode_s, max(0.0, found.began - ticket.arrived - decode_s), found.model_s, found.batch)
+        result = Answer(value, decode_s, max(0.0, found.began - arrived - decode_s), found.model_s, found.batch)
     except BaseException as error:  # noqa: BLE001 it belongs to this request; the lane goes on
         _fail(answered, error)
         return
