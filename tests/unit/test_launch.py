@@ -101,7 +101,7 @@ def test_nothing_outlives_its_caller(tmp_path, end):
                       f"launch.run({job(tmp_path, 'sleeps')!r}, log=Path({str(tmp_path / 'log')!r}), timeout_s=300)\n")
     caller = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
                               start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    end_at = time.monotonic() + 1200
+    end_at = time.monotonic() + 300
     while not sleepers() and time.monotonic() < end_at:
         time.sleep(0.1)
     assert sleepers(), "the child never started"
@@ -182,7 +182,7 @@ def test_who_waits_for_a_turn_ends_with_its_caller(tmp_path, alone):
         return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
     try:
-        end_at = time.monotonic() + 1200
+        end_at = time.monotonic() + 300
         while len(list(tmp_path.glob("seen-*"))) < 2 and time.monotonic() < end_at:
             time.sleep(0.1)
         pids = [int(path.name[4:]) for path in tmp_path.glob("pid-*")]
