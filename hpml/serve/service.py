@@ -169,6 +169,8 @@ def _answer(done: Future, task: Task, arrived: float, decode_s: float, beside: A
 
 
 def _fail(answered: Future, error: BaseException) -> None:
+    if isinstance(error, BadInput | Busy):  # said in one line; its frames would lead back to the request, and the circle keep its bytes
+        error.__traceback__ = error.__context__ = error.__cause__ = None
     if answered.set_running_or_notify_cancel():
         answered.set_exception(error)
 

@@ -185,6 +185,8 @@ def test_an_answered_request_leaves_nothing_behind():
     def decode(payload: bytes) -> tuple:
         pixels = np.ones((1, 3, 8, 8), np.float32)
         seen.append(weakref.ref(pixels))
+        if payload == b"bad":
+            raise BadInput(422, "no picture")
         return (pixels,), None
 
     served = object.__new__(service.Service)  # without an engine
@@ -194,7 +196,10 @@ def test_an_answered_request_leaves_nothing_behind():
     gc.disable()
     try:
         assert [served.submit(b"", deadline_s=60).result(60).value for _ in range(3)] == 3 * [{"sum": 192.0}]
+        refused = served.submit(b"bad", deadline_s=60)
+        assert isinstance(refused.exception(60), BadInput)
+        del refused
         served.close()
-        assert len(seen) == 3 and not [pixels for pixels in seen if pixels() is not None]
+        assert len(seen) == 4 and not [pixels for pixels in seen if pixels() is not None]
     finally:
         gc.enable()
