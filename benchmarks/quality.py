@@ -13,8 +13,6 @@ that was made before is not made again. `--tier smoke --seeds 2` shows in minute
 """
 
 import argparse
-import os
-import tempfile
 
 import numpy as np
 
@@ -135,12 +133,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of whole")
     parser.add_argument("--lengths", default="32,64,128", help="of lengths: tokens of a review")
     asked = parser.parse_args()
-    kept = os.environ.get("HPML_RESULTS")
-    os.environ.setdefault("HPML_RESULTS", tempfile.mkdtemp(prefix="hpml-quality-"))
-    hpml.use(tier=asked.tier, run_id=RUN, data=asked.data)
-    facts = STUDIES[asked.study](asked)
-    if not kept:
-        del os.environ["HPML_RESULTS"]  # the trainings are not kept, the figures are
+    with studies.trainings_aside():
+        hpml.use(tier=asked.tier, run_id=RUN, data=asked.data)
+        facts = STUDIES[asked.study](asked)
     path = studies.write(f"quality-{asked.study}", facts)
     print(studies.text(f"quality-{asked.study}", f"python benchmarks/quality.py {asked.study}"), path, sep="\n")
 

@@ -10,8 +10,6 @@ set, a seed that was trained before is not trained again. One JSON file each is 
 """
 
 import argparse
-import os
-import tempfile
 
 import hpml
 from hpml import scoring, studies
@@ -59,13 +57,10 @@ def main() -> None:
     parser.add_argument("--data", default="real", help="real, or standin to try it without data")
     parser.add_argument("--tier", default="cpu", choices=("smoke", "cpu", "gpu"))
     asked = parser.parse_args()
-    kept, names = os.environ.get("HPML_RESULTS"), [asked.only] if asked.only else list(PLAIN)
-    os.environ.setdefault("HPML_RESULTS", tempfile.mkdtemp(prefix="hpml-seeds-"))
-    hpml.use(tier=asked.tier, run_id="real-data-seeds", data=asked.data)
-    found = {name: answer(name, trainings(name, asked), asked.tier) for name in names}
-    if not kept:
-        del os.environ["HPML_RESULTS"]  # the trainings are not kept, the figures are
-    for name, facts in found.items():
+    for name in [asked.only] if asked.only else PLAIN:
+        with studies.trainings_aside():
+            hpml.use(tier=asked.tier, run_id="real-data-seeds", data=asked.data)
+            facts = answer(name, trainings(name, asked), asked.tier)
         path = studies.write(f"seeds-{name}", facts)
         print(studies.text(f"seeds-{name}", f"python benchmarks/real_data_seeds.py --only {name}"), path, sep="\n")
 

@@ -17,6 +17,11 @@ OUT_OF_TIME = "budget"  # how the reason of a record, or of a notebook in status
 STATUSES = ("ok", "skipped", "unsupported", "provider_fallback", "parity_failed", "oom", "timeout", "failed")
 
 
+def out_of_time(status: str | None, reason: str | None) -> bool:
+    """Whether a record, or a notebook in status.json, lacks its result because the run's time did not reach it."""
+    return status == "skipped" and (reason or "").startswith(OUT_OF_TIME)
+
+
 def new_id() -> str:
     """An id that no other record has."""
     return uuid.uuid4().hex

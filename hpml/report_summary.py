@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hpml import compare, report_charts, report_records, report_results, tables
 from hpml.compare import Row
-from hpml.records import OUT_OF_TIME, Record
+from hpml.records import Record, out_of_time
 from hpml.report_results import Charts, e
 
 MARKS = {"ok": "✓", "failed": "✗", "timeout": "✗", "skipped": "–", "running": "…"}
@@ -67,7 +67,7 @@ def _unfinished(status: dict, notebooks: Sequence[dict]) -> list[str]:
     """What is not here yet, as HTML: a run that goes on or was broken off, and the notebooks that its time did not reach to the end."""
     if status.get("started") and not status.get("ended"):
         return ["This run has not ended: the report shows what it has measured so far."]
-    cut = [one["name"] for one in notebooks if one.get("status") == "skipped" and str(one.get("reason")).startswith(OUT_OF_TIME)]
+    cut = [one["name"] for one in notebooks if out_of_time(one.get("status"), one.get("reason"))]
     if not cut:
         return []
     numbers = ", ".join(name.split("_")[0] for name in cut)

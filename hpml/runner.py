@@ -165,7 +165,7 @@ def in_order(books: list[Notebook], workloads: list[str]) -> list[Notebook]:
 
 
 def _cut(entry: dict) -> bool:
-    return entry["status"] == "skipped" and entry["reason"].startswith(OUT_OF_TIME)
+    return records.out_of_time(entry["status"], entry["reason"])
 
 
 def _go_through(books: list[Notebook], parameters: dict, status: dict, folder: Path, deadline: float | None, pieces: bool) -> None:

@@ -1,10 +1,27 @@
 """Long studies of `benchmarks/`: each leaves one JSON file, which notebooks read where there is one."""
 
+import contextlib
 import json
 import os
+import tempfile
+from collections.abc import Iterator
 
 from hpml import env
 from hpml.env import HpmlError
+
+
+@contextlib.contextmanager
+def trainings_aside() -> Iterator[None]:
+    """A study's own trainings go into HPML_RESULTS where that is set; else into a folder that is gone afterwards: the figures are kept."""
+    if os.environ.get("HPML_RESULTS"):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="hpml-study-") as folder:
+        os.environ["HPML_RESULTS"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["HPML_RESULTS"]
 
 
 def write(name: str, facts: dict) -> str:

@@ -14,7 +14,7 @@ from hpml import compare, distributed, engines, env, launch, limits, pretrained,
 from hpml.cases import Case, case, session
 from hpml.env import BudgetSpent, HpmlError, Unavailable
 from hpml.knobs import KNOBS, defaults
-from hpml.records import OUT_OF_TIME, PROTOCOL_VERSION, Record
+from hpml.records import PROTOCOL_VERSION, Record
 from hpml.results import Results
 from hpml.rounds import (
     COMPILE_LIMIT_S,
@@ -72,7 +72,7 @@ def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None
     known = records.read(store)
     own = [r for r in known if r.case["group"] == plan.group]
     last = {r.case["key"]: r for r in own}  # what a later piece found, also that the case cannot be here, is no longer cut
-    cut = [r for key, r in last.items() if r.status == "skipped" and r.reason.startswith(OUT_OF_TIME) and key not in _measured_keys(own)]
+    cut = [r for key, r in last.items() if records.out_of_time(r.status, r.reason) and key not in _measured_keys(own)]
     if cut:
         missing = len({r.case["key"] for r in cut})
         raise BudgetSpent(f"{cut[0].reason}; {missing} of {len(cases)} cases have no figure yet, --resume goes on from here")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpml import scoring, studies
+from hpml import env, scoring, studies
 from hpml.env import HpmlError
 
 
@@ -50,3 +50,15 @@ def test_a_study_is_read_where_it_was_written_and_a_damaged_one_is_named(tmp_pat
     (tmp_path / "studies" / "mine.json").write_text('{"cut":')
     with pytest.raises(HpmlError, match="damaged"):
         studies.read("mine")
+
+
+def test_trainings_of_a_study_go_where_results_are_kept_or_are_gone_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setenv("HPML_RESULTS", str(tmp_path))
+    with studies.trainings_aside():
+        assert env.results_dir() == tmp_path
+    monkeypatch.delenv("HPML_RESULTS")
+    before = env.results_dir()
+    with pytest.raises(RuntimeError), studies.trainings_aside():
+        (aside := env.results_dir()).joinpath("weights").touch()
+        raise RuntimeError
+    assert aside != before == env.results_dir() and not aside.exists(), "also where a training failed"
