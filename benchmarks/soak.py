@@ -3,7 +3,7 @@
     python benchmarks/soak.py [--minutes 10] [--workload resnet50] [options of hpml serve ...]
 
 Starts `hpml serve`, keeps it busy over HTTP with good pictures, damaged ones and clients that leave, and prints its resident memory every
-ten seconds, then what it grew by from the first quarter to the last. Exit code 1 where that is more than two percent or an answer was
+ten seconds, then what it grew by from the second quarter to the last. Exit code 1 where that is more than two percent or an answer was
 neither an answer nor a refusal.
 """
 
