@@ -1,6 +1,8 @@
 """The command line: what a user types, each command a thin layer over the modules below."""
 
+import errno
 import json
+import os
 import re
 import sys
 from typing import Annotated
@@ -97,6 +99,8 @@ def report(
     from hpml import recommend, reference, report_readme
     from hpml import report as site
 
+    if readme and (run_id or bless):
+        raise HpmlError("--readme writes of the references alone: give it without a run and without --bless")
     if readme:
         print(*report_readme.write(env.root() / "README.md"), sep="\n")
         return
@@ -191,7 +195,20 @@ def show_env() -> None:
 def main() -> None:
     """Entry point. What a user can mend is one line and exit code 2; a run in which something failed ends with 1."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except HpmlError as error:
-        print(f"hpml: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise  # no file that a user could mend: a fault of ours
+        _refuse(f"{error.filename or 'the output'}: {error.strerror}")
+
+
+def _refuse(line: str) -> None:
+    print(f"hpml: {line}", file=sys.stderr)
+    with open(os.devnull, "w") as nothing:  # what a full disk or a closed pipe did not take is not tried again on the way out
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
+    sys.exit(2)

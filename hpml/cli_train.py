@@ -14,7 +14,7 @@ import typer
 
 from hpml import env
 from hpml.env import HpmlError
-from hpml.knobs import KNOBS
+from hpml.knobs import KNOBS, choices
 
 ALIASES = {"workers": ("--num-workers",), "accum_steps": ("--gradient-accumulation",)}
 SHORTHANDS = {"torch_script": ("script", "torchscript"), "compile": ("script", "compile"),
@@ -25,13 +25,14 @@ def train(workload: str | None, tier: str, run_id: str | None, dry_run: bool, co
     """Train a workload for real; every knob is a flag. Quality after each epoch, weights, TensorBoard logs; what is not given is
     the file's of --config, else the tier's."""
     from hpml import cases, distributed, study
+    from hpml import train as training
 
     chosen = {}
     for name, value in flags.items():
         if value is None or value is False and name in SHORTHANDS:
             continue
         knob, setting = SHORTHANDS.get(name, (name, value))
-        if chosen.get(knob, setting) != setting:
+        if knob in chosen and chosen[knob] != setting:
             raise HpmlError(f"{knob}: {chosen[knob]!r} and {setting!r} exclude each other")
         chosen[knob] = str(setting) if isinstance(setting, enum.Enum) else setting
     if config:
@@ -47,6 +48,8 @@ def train(workload: str | None, tier: str, run_id: str | None, dry_run: bool, co
         raise HpmlError("epochs=0: give at least one epoch")
     if case.knobs["device"] == "cuda" and env.no_gpu():
         raise HpmlError(f"device cuda: {env.no_gpu()}")
+    distributed.processes(case.phase, case.knobs)
+    training.check_together(case.knobs)
     if dry_run:
         _describe(case)
         return
@@ -128,7 +131,7 @@ def _train_signature() -> inspect.Signature:
         if isinstance(knob.default, bool):
             options.append(option(name, bool | None, None, f"{flag}/--no-{flag[2:]}", text=knob.help))
         else:
-            kind = enum.StrEnum(name, {c: c for c in knob.choices}) if knob.choices else type(knob.default)
+            kind = enum.StrEnum(name, {c: c for c in choices("train", name)}) if knob.choices else type(knob.default)
             options.append(option(name, kind | None, None, flag, *ALIASES.get(name, ()), text=knob.help))
     options += [option(name, bool, False, "--" + name.replace("_", "-"), text=f"the same as --{knob} {value}")
                 for name, (knob, value) in SHORTHANDS.items()]

@@ -51,9 +51,8 @@ def place() -> Place:
     return Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")))
 
 
-def processes(job: dict) -> int:
+def processes(phase: str, knobs: dict) -> int:
     """How many processes a case needs: its ranks or replicas, 1 inside one of them. Raises Unavailable or HpmlError where it cannot be."""
-    knobs, phase = job["knobs"], job["case"]["phase"]
     if _place:
         return 1
     if phase == "train" and knobs.get("ranks", 1) > 1:

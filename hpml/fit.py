@@ -23,10 +23,13 @@ def fit(job: dict, workload: ModuleType) -> dict:
 
     from hpml.data import skipped, stored_as, summary
 
-    knobs, protocol, folder = distributed.own(job["knobs"]), job["protocol"], Path(job["run_dir"])
+    knobs, protocol, folder = {**distributed.own(job["knobs"])}, job["protocol"], Path(job["run_dir"])
     here = distributed.place()
     image_set, dataset, (model, optimizer, scaler, actual), load_s = prepare(job, workload)
-    micro = min(knobs["batch"] // knobs["accum_steps"], len(dataset) // here.size)
+    micro = min(knobs["batch"], len(dataset) // here.size) // knobs["accum_steps"]
+    if not micro:
+        raise HpmlError(f"{len(dataset)} training samples are too few for {here.size} x {knobs['accum_steps']} micro-batches")
+    knobs["batch"] = micro * knobs["accum_steps"]  # fewer samples than a batch: the loss is divided by what a step really has
     batches = loader(dataset, knobs, batch=micro, shuffle=True, seed=protocol["seed"], drop_last=True, share=(here.index, here.size))
     steps = max(1, len(batches) // knobs["accum_steps"])
     schedule = _schedule(optimizer, knobs, steps, actual["lr"])

@@ -1,5 +1,6 @@
 """The knobs: every setting that can change a figure, with its default, its range and the phases it belongs to."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -123,21 +124,29 @@ def validate(phase: str, settings: Mapping[str, Any]) -> dict:
         if name not in full:
             known = ", ".join(sorted(full))
             raise HpmlError(f"unknown knob {name!r} for phase {phase!r}: choose from {known}")
-        full[name] = _checked(name, value)
+        full[name] = _checked(phase, name, value)
     return full
 
 
-def _checked(name: str, value: Any) -> Any:
+def choices(phase: str, name: str) -> tuple:
+    """What a knob can be set to in a phase; empty where any value of its type may stand."""
+    # Gradients need floating point: INT8 is made from a trained model.
+    return tuple(c for c in KNOBS[name].choices if not (phase in _TRAIN and name == "precision" and c == "int8"))
+
+
+def _checked(phase: str, name: str, value: Any) -> Any:
     knob = KNOBS[name]
     if knob.choices:
-        if value not in knob.choices:
-            raise HpmlError(f"{name}={value!r}: choose from {', '.join(map(str, knob.choices))}")
+        if value not in (known := choices(phase, name)):
+            raise HpmlError(f"{name}={value!r}: choose from {', '.join(map(str, known))}")
         return value
     kind = type(knob.default)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind:
         raise HpmlError(f"{name}={value!r}: expected {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise HpmlError(f"{name}={value!r}: must be a finite number")
     if knob.least is not None and not isinstance(value, bool) and value < knob.least:
         raise HpmlError(f"{name}={value!r}: must be at least {knob.least}")
     return value

@@ -278,7 +278,7 @@ def _measured(job: dict) -> dict:
     try:
         if job["knobs"].get("device") == "cuda" and (reason := no_gpu()):
             raise Unavailable(reason)
-        if (count := distributed.processes(job)) > 1:
+        if (count := distributed.processes(job["case"]["phase"], job["knobs"])) > 1:
             return distributed.measure(job, count, run=_measured)
         if job["case"]["phase"] == "limit":
             asked = {name: job["knobs"][name] for name in ("kind", "engine", "device", "threads")}

@@ -67,10 +67,7 @@ class OverHttp:
     """Queries to POST /v1/predict of a server, over connections that stay open. 503 is a refusal, any other status but 200 a failure."""
 
     def __init__(self, url: str, payloads: Sequence[bytes], *, connections: int = CONNECTIONS, patient: bool = False) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise HpmlError(f"{url!r}: give an address as http://127.0.0.1:8000")
-        self.place, self.payloads, self.patient = (parts.hostname, parts.port or 80), payloads, patient
+        self.place, self.payloads, self.patient = _place(url), payloads, patient
         self.waiting: queue.SimpleQueue = queue.SimpleQueue()
         self.workers = [threading.Thread(target=self._work, daemon=True) for _ in range(connections)]
         for worker in self.workers:
@@ -119,10 +116,21 @@ def _exchange(connection: http.client.HTTPConnection, payload: bytes) -> tuple[i
     return response.status, response.read()
 
 
-def get(url: str, path: str, *, timeout_s: float = 5.0) -> tuple[int, Any]:
-    """(status, body, read as JSON where it is some) of a GET. Raises OSError where nothing answers."""
+def _place(url: str) -> tuple[str, int]:
+    """(host, port) of an address. Raises HpmlError."""
     parts = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port that is no number
+        host = None
+    if parts.scheme != "http" or not host:
+        raise HpmlError(f"{url!r}: give an address as http://127.0.0.1:8000")
+    return host, port or 80
+
+
+def get(url: str, path: str, *, timeout_s: float = 5.0) -> tuple[int, Any]:
+    """(status, body, read as JSON where it is some) of a GET. Raises OSError where nothing answers, HpmlError for what is no address."""
+    connection = http.client.HTTPConnection(*_place(url), timeout=timeout_s)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

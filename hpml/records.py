@@ -68,9 +68,14 @@ class Record:
             raise HpmlError(f"record status {self.status!r}: choose from {', '.join(STATUSES)}")
         if self.status != "ok" and not self.reason:
             raise HpmlError(f"a record with status {self.status!r} needs a reason")
-        for name in ("workload", "phase", "key"):
-            if not self.case.get(name):
+        for name in ("case", "knobs", "protocol", "cold", "memory", "io", "actual", "machine", "versions", "git"):
+            if not isinstance(getattr(self, name), dict):
+                raise HpmlError(f"record whose {name} is no mapping")
+        for name in ("workload", "phase", "key", "technique", "group", "label"):
+            if not isinstance(self.case.get(name), str) or not self.case[name]:
                 raise HpmlError(f"record without case.{name}")
+        if not isinstance(self.protocol.get("round"), int):
+            raise HpmlError("record without protocol.round")
         _refuse_nan(dataclasses.asdict(self), "record")
         self._check_figures()
 
@@ -154,13 +159,16 @@ def read(path: Path) -> list[Record]:
     """All whole records of a file, in order; an absent file is empty. Raises HpmlError with file and line for one that cannot be read."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise HpmlError(f"{path}: cannot be read: {error.strerror}") from None
     found = []
     for number, line in enumerate(lines[:-1], 1):
         if line.strip():
             try:
                 found.append(Record(**json.loads(line)))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise HpmlError(f"{path}, line {number}: not a record of this version ({error})") from None
             except HpmlError as error:
                 raise HpmlError(f"{path}, line {number}: {error}") from None

@@ -78,11 +78,16 @@ def _status(folder: Path, run_id: str, resume: bool, asked: dict) -> dict:
     if resume:
         if not path.exists():
             raise HpmlError(f"nothing to resume: {path} does not exist; give the --run-id of an interrupted run")
-        status = json.loads(path.read_text())
-        if status["asked"] != asked:
-            changed = [name for name in asked if status["asked"].get(name) != asked[name]]
+        try:
+            status = json.loads(path.read_text())
+            status = {**status, "notebooks": {one["name"]: one for one in status["notebooks"]}}
+            before = dict(status["asked"])
+        except (ValueError, TypeError, KeyError):
+            raise HpmlError(f"{path}: damaged: start a new run with another --run-id") from None
+        if before != asked:
+            changed = [name for name in asked if before.get(name) != asked[name]]
             raise HpmlError(f"run {run_id} was started with other settings ({', '.join(changed)}): resume it with the same ones")
-        return {**status, "notebooks": {one["name"]: one for one in status["notebooks"]}}
+        return status
     if (folder / "records.jsonl").exists() or path.exists():
         raise HpmlError(f"run {run_id} is there already: go on with --resume, or choose another --run-id")
     return {"run_id": run_id, "asked": asked, "notebooks": {}}

@@ -154,12 +154,8 @@ def load_weights(model, path: Path, workload: ModuleType) -> None:
         raise HpmlError(f"{path}: not weights of this model ({str(error).splitlines()[0]})") from None
 
 
-def prepare(job: dict, workload: ModuleType):
-    """What measured steps and a whole training share, after the knobs were checked against each other: (image set, training data set,
-    (model, optimizer, scaler, actual), seconds it took). Raises HpmlError, or Unavailable for what cannot run here."""
-    import torch
-
-    knobs = distributed.own(job["knobs"])
+def check_together(knobs: dict) -> None:
+    """Raises HpmlError where knobs of a training exclude each other, Unavailable where this kind of device cannot do them."""
     if knobs["batch"] % knobs["accum_steps"]:
         raise HpmlError(f"batch={knobs['batch']} cannot be split into accum_steps={knobs['accum_steps']} equal micro-batches")
     if knobs.get("negatives") == "all" and (knobs["parallel"] == "dp" or knobs["script"] == "torchscript"):
@@ -168,6 +164,15 @@ def prepare(job: dict, workload: ModuleType):
         raise Unavailable("non_blocking: no GPU in this case, so nothing is copied that could be waited for")
     if knobs["precision"] == "fp16" and knobs["device"] == "cpu":
         raise Unavailable("FP16 training on a CPU: no fast FP16 arithmetic here")
+
+
+def prepare(job: dict, workload: ModuleType):
+    """What measured steps and a whole training share, after the knobs were checked against each other: (image set, training data set,
+    (model, optimizer, scaler, actual), seconds it took). Raises HpmlError, or Unavailable for what cannot run here."""
+    import torch
+
+    knobs = distributed.own(job["knobs"])
+    check_together(knobs)
     if knobs["precision"] == "bf16" and knobs["device"] == "cpu" and knobs["epochs"] and job.get("notebook") and not bf16_native():
         raise Unavailable("whole epochs in BF16: this CPU has no instructions for it, and the notebook would not end; its steps show how "
                           "slow it is, and hpml train does it all the same")

@@ -116,6 +116,7 @@ def index_folder(folder: str, out: Path, *, say: Callable[[str], object], run_id
                  **asked) -> tuple[Index, str]:
     """Index a folder's pictures; returns the index and which model made it. Raises HpmlError or Unavailable, in one line."""
     pictures = clip_index.listed(folder)
+    _is_free(out)
     run_id = run_id or RUN
     weights = weights_here(run_id, weights, tier=asked["tier"], data=asked["data"])
     root = Path(folder).expanduser().resolve()
@@ -124,6 +125,17 @@ def index_folder(folder: str, out: Path, *, say: Callable[[str], object], run_id
         made = {**made_by(service), "asked": {**asked, "run_id": run_id, "weights": weights}}
         found = fill(service, root, pictures, lambda i: (root / pictures[i].name).read_bytes(), out, made=made, say=say)
         return found, described(service.facts, service.image_set)
+
+
+def _is_free(out: Path) -> None:
+    """Raises HpmlError, before minutes of work, where something else than an index of pictures would be overwritten."""
+    if out.is_dir():
+        raise HpmlError(f"{out}: is a folder: name the file of the index")
+    if out.exists():
+        try:
+            clip_index.load(out)
+        except HpmlError as error:
+            raise HpmlError(f"{error}; it is not overwritten: move it away, or name another file") from None
 
 
 def described(facts: dict, frames) -> str:

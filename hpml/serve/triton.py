@@ -30,11 +30,17 @@ def export(workload: str, repository: Path, *, engine: str = "onnxruntime", prec
            settings: dict | None = None, knobs: dict | None = None, say=print) -> Path:
     """Write the workload's model into the repository and return its folder; it appears whole. Arguments as of open_service.
 
-    max_batch, max_wait_ms, queue, deadline_ms and streams of `settings` become Triton's. Raises HpmlError for an engine that Triton has
-    not, a model that is there already, or a graph with a fixed batch.
+    max_batch, max_wait_ms, queue, deadline_ms and streams of `settings` become Triton's. Raises HpmlError for an engine or a precision
+    that Triton has not, a model that is there already, or a graph with a fixed batch.
     """
     if engine not in ACCELERATORS:
         raise HpmlError(f"engine {engine!r}: Triton runs the ONNX graph by {', '.join(ACCELERATORS)}")
+    if precision not in ("fp32", "int8"):
+        raise HpmlError(f"precision {precision!r}: the exported graph computes in fp32 or int8")
+    if engine == "tensorrt" and device == "cpu":
+        raise HpmlError("engine 'tensorrt' runs on a GPU: give --device cuda")
+    if Path(repository).exists() and not Path(repository).is_dir():
+        raise HpmlError(f"{repository}: is a file: name a folder")
     settings = settings_of(settings)
     one = prepare.plan(workload, engine="onnxruntime", precision=precision, tier=tier, image=image, run_id=run_id, weights=weights,
                        settings=settings, data=data, device="cpu", knobs=knobs)

@@ -74,7 +74,15 @@ def test_training_prints_epochs_and_leaves_weights(tmp_path):
 
 def test_a_training_that_cannot_run_says_why(tmp_path):
     done = hpml("train", TINY, "--precision", "fp16", HPML_RESULTS=str(tmp_path))
-    assert done.returncode == 2 and "unsupported: FP16 training on a CPU" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "FP16 training on a CPU" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (("--precision", "int8"), "int8"), (("--lr", "nan"), "lr=nan: must be a finite number"),
+    (("--ranks", "2"), "only parallel='ddp' takes more than one process"), (("--batch", "7", "--accum-steps", "3"), "cannot be split")])
+def test_a_dry_run_refuses_what_no_training_can_do(options, said):
+    done = hpml("train", TINY, *options, "--dry-run")
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_readers_file_is_accepted_or_told_what_is_wrong_without_a_traceback(tmp_path):
@@ -85,6 +93,25 @@ def test_a_readers_file_is_accepted_or_told_what_is_wrong_without_a_traceback(tm
     done = hpml("check", str(path), "--no-export")
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert "IndexError: list index out of range (mine.py, line" in done.stdout and "1 line to mend" in done.stdout
+
+
+def test_a_folder_that_is_a_file_and_a_full_disk_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    done = hpml("train", TINY, HPML_RESULTS=str(tmp_path / "file"))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and str(tmp_path / "file") in done.stderr, done.stderr
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", "from hpml.cli import main; main()", "notebooks"], stdout=full, stderr=subprocess.PIPE,
+                              text=True)
+    assert done.returncode == 2 and done.stderr == "hpml: the output: No space left on device\n"
+
+
+def test_a_damaged_status_is_named(tmp_path):
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    for text in ('{"x":', "[]", "{}", '{"notebooks": [], "asked": 3}'):
+        (folder / "status.json").write_text(text)
+        done = hpml("run", "--only", "00", "--tier", "smoke", "--resume", "--run-id", "mine", HPML_RESULTS=str(tmp_path))
+        assert done.returncode == 2 and "status.json: damaged" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("45m", 2700), ("2h", 7200), ("90s", 90), ("10", 600), ("none", None)])

@@ -146,6 +146,15 @@ def test_what_would_answer_with_noise_is_refused_in_one_line(run, pictures, tmp_
     assert "the weights of run mine, which are not here" in refusal(*search)
 
 
+def test_nothing_but_an_index_is_overwritten(pictures, tmp_path):
+    picture = tmp_path / "holiday.png"
+    picture.write_bytes((pictures / "0.png").read_bytes())
+    done = index(pictures, picture)
+    assert done.exit_code != 0 and "no index of pictures" in str(done.exception) and "not overwritten" in str(done.exception)
+    assert picture.read_bytes() == (pictures / "0.png").read_bytes()
+    assert "is a folder" in str(index(pictures, tmp_path).exception)
+
+
 def test_folder_and_index_move_together(run, pictures, tmp_path):
     assert index(pictures, tmp_path / "pictures.index").exit_code == 0
     (tmp_path / "moved").mkdir()

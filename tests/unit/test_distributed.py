@@ -214,7 +214,7 @@ def test_each_replica_is_measured_while_all_are_busy():
     ("infer", {"replicas": 2, "threads": 1}, Unavailable, "this case has 1")])
 def test_what_cannot_be_shared_is_said_in_one_line(phase, knobs, error, said):
     with pytest.raises(error, match=said) as caught:
-        distributed.processes({"case": {"phase": phase}, "knobs": validate(phase, knobs)})
+        distributed.processes(phase, validate(phase, knobs))
     assert "\n" not in str(caught.value)
 
 
@@ -223,7 +223,7 @@ def test_two_ranks_on_one_gpu_are_unsupported(monkeypatch):
     monkeypatch.setattr(distributed.env, "cores", lambda: 8)
     knobs = validate("train", {"ranks": 2, "parallel": "ddp", "device": "cuda"})
     with pytest.raises(Unavailable, match="2 ranks need 2 GPUs, here is 1: NCCL forbids two ranks on one"):
-        distributed.processes({"case": {"phase": "train"}, "knobs": knobs})
+        distributed.processes("train", knobs)
 
 
 def test_a_restart_with_the_store_of_earlier_lives_is_known(monkeypatch):

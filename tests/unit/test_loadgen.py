@@ -293,5 +293,8 @@ def test_a_server_that_is_not_there_fails_every_query():
     with pytest.raises(HpmlError, match="every one of"):
         loadgen.drive(target, scenario="server", samples=2, seconds=0.1, rate=50)
     target.close()
-    with pytest.raises(HpmlError, match="give an address"):
-        OverHttp("localhost:80", [])
+    for nonsense in ("localhost:80", "nonsense", "http://127.0.0.1:port", "https://127.0.0.1"):
+        with pytest.raises(HpmlError, match="give an address"):
+            OverHttp(nonsense, [])
+        with pytest.raises(HpmlError, match="give an address"):
+            get(nonsense, "/readyz")

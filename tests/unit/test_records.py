@@ -11,7 +11,7 @@ from hpml import records
 from hpml.env import HpmlError
 from hpml.records import Record
 
-CASE = {"workload": "resnet50", "phase": "train", "key": "k", "technique": "precision", "group": "g"}
+CASE = {"workload": "resnet50", "phase": "train", "key": "k", "technique": "precision", "group": "g", "label": "fp32"}
 
 
 def record(**changes) -> Record:
@@ -33,6 +33,10 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     ({"status": "fine"}, "record status 'fine'"),
     ({"status": "failed"}, "needs a reason"),
     ({"case": {"workload": "resnet50"}}, "without case.phase"),
+    ({"case": {name: value for name, value in CASE.items() if name != "group"}}, "without case.group"),
+    ({"case": "hello"}, "case is no mapping"),
+    ({"machine": None}, "machine is no mapping"),
+    ({"protocol": {}}, "without protocol.round"),
     ({"samples": {"values": [0.1, -0.1]}}, "not above 0"),
     ({"samples": {"values": []}}, "no sample"),
     ({"stats": {"p99": 0.1, "median": 0.2}}, "p99"),
@@ -67,10 +71,13 @@ def test_a_torn_last_line_is_dropped_and_written_over(tmp_path):
 def test_a_line_that_is_no_record_is_named(tmp_path):
     store = tmp_path / "records.jsonl"
     records.append(store, record())
-    with store.open("a") as file:
-        file.write('{"a": 1}\n')
-    with pytest.raises(HpmlError, match=r"records\.jsonl, line 2"):
-        records.read(store)
+    good = store.read_bytes()
+    for line in ('{"a": 1}', '{"run_id": "r", "status": "ok", "case": "hello", "knobs": {}}', "[" * 100_000, "nothing"):
+        store.write_bytes(good + line.encode() + b"\n")
+        with pytest.raises(HpmlError, match=r"records\.jsonl, line 2"):
+            records.read(store)
+    with pytest.raises(HpmlError, match="cannot be read"):
+        records.read(tmp_path)
 
 
 def test_another_schema_is_one_clear_line(tmp_path):

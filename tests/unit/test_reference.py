@@ -16,7 +16,7 @@ def run_of(tmp_path, monkeypatch, found, *, dirty=False):
     monkeypatch.setattr(env, "root", lambda: tmp_path)
     (tmp_path / "notebooks").mkdir()
     for record in found:
-        record.machine = {**record.machine, "family_model": "25/17"}
+        record.machine, record.notebook = {**record.machine, "family_model": "25/17"}, record.notebook or "23"
         record.git = {"commit": "0123456789abcdef", "dirty": dirty}
         records.append(env.run_dir("good") / "records.jsonl", record)
 
@@ -75,6 +75,16 @@ def test_what_is_not_solid_is_not_blessed(tmp_path, monkeypatch):
         reference.bless("good")
     with pytest.raises(HpmlError, match="no records"):
         reference.bless("other")
+
+
+@pytest.mark.parametrize(("notebook", "tier"), [(None, "cpu"), ("23", "smoke")])
+def test_what_no_notebook_measured_and_what_is_smoke_is_not_blessed(tmp_path, monkeypatch, notebook, tier):
+    run_of(tmp_path, monkeypatch, [])
+    (only,) = sweep("precision", ["fp32"], rounds=1, rates=(50,))
+    only.notebook, only.case["tier"] = notebook, tier
+    records.append(env.run_dir("good") / "records.jsonl", only)
+    with pytest.raises(HpmlError, match="what the notebooks measured, at another tier than smoke"):
+        reference.bless("good")
 
 
 def test_a_run_without_a_noise_floor_is_not_blessed(tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ RATES = {("matmul", "fp32"): 80e9, ("conv3x3", "fp32"): 100e9, ("memory", None):
 
 def limit_records():
     return [Record(run_id="r", status="ok", actual={"value": value}, machine={"id": "m"},
-                   case={"workload": "machine", "phase": "limit", "key": kind, "group": "limits", "technique": "limit"},
+                   case={"workload": "machine", "phase": "limit", "key": kind, "group": "limits", "technique": "limit",
+                         "label": kind}, protocol={"round": 0},
                    knobs={"kind": kind, "dtype": dtype or "any", "device": "cpu"}) for (kind, dtype), value in RATES.items()]
 
 

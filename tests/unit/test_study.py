@@ -276,6 +276,15 @@ def test_fit_keeps_weights_that_inference_uses():
     assert vouched[1].quality_value == pytest.approx(record.quality["value"], abs=0.01)
 
 
+def test_a_batch_beyond_the_data_trains_as_one_of_all_the_data():
+    """The loss is divided by the samples that a step has, not by those that were asked for: else gradients shrink and the loss is small."""
+    fits = hpml.run(hpml.case(TINY, fit=True, train_samples=40, epochs=2).sweep(batch=[40, 4000]), rounds=1)
+    whole, beyond = (record.quality["losses"] for record in fits.records)
+    assert beyond == pytest.approx(whole) and whole[0] > 0.5
+    few = hpml.run(hpml.case(TINY, fit=True, train_samples=3, epochs=1, accum_steps=4), rounds=1).records[-1]
+    assert few.status == "failed" and "too few" in few.reason
+
+
 def test_torchscript_and_compile_in_a_study(monkeypatch):
     """Parity with eager FP32; a compilation that takes too long is a record without a figure."""
     base = hpml.case(TINY, phase="infer", batch=3)

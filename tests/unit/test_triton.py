@@ -81,6 +81,12 @@ def test_what_cannot_be_is_one_line(made, tmp_path):
         triton.export(TINY, made.parent, tier="smoke")
     with pytest.raises(HpmlError, match="engine 'eager': Triton runs the ONNX graph by onnxruntime, openvino, tensorrt"):
         triton.export(TINY, tmp_path, engine="eager")
+    with pytest.raises(HpmlError, match="precision 'bf16': the exported graph computes in fp32 or int8"):
+        triton.export(TINY, tmp_path, precision="bf16")
+    with pytest.raises(HpmlError, match="tensorrt' runs on a GPU"):
+        triton.export(TINY, tmp_path, engine="tensorrt")
+    with pytest.raises(HpmlError, match="is a file: name a folder"):
+        triton.export(TINY, made / "config.pbtxt")
     import onnx
 
     graph = onnx.load(str(made / "1" / "model.onnx"))
