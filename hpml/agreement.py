@@ -265,9 +265,9 @@ def _gains(a: Run, b: Run, labels: dict[tuple, str], *, alike: bool) -> list[Gai
     Machines that are not `alike` have tiers, devices and sizes of their own: there a technique is what it turns, beside a baseline that is
     otherwise set the same.
     """
-    sides: list[dict[tuple, Gain]] = []
+    sides: list[dict[tuple, dict[tuple, tuple[Gain, list[str]]]]] = []
     for run in (a, b):
-        own: dict[tuple, Gain] = {}
+        own: dict[tuple, dict[tuple, tuple[Gain, list[str]]]] = {}
         of = {(r.case["group"], r.case["label"]): r for r in run.records if r.case["phase"] != "limit"}
         rows = compare.techniques(compare.rows(run.records))
         bases = {row.group: of[row.group, row.label] for row in rows if row.is_baseline}
@@ -276,15 +276,31 @@ def _gains(a: Run, b: Run, labels: dict[tuple, str], *, alike: bool) -> list[Gai
                 base, turned = bases[row.group], ", ".join(f"{name}={row.knobs[name]}" for name in row.differs_in)
                 own_key = sittings.identity(base)
                 beside = [text for text in labels[own_key].split(", ") if text.split("=")[0] not in row.differs_in and "=" in text]
-                key = (own_key if alike else _kind(base, row.differs_in), turned)
-                named = f"{turned} ({', '.join(beside)})" if beside and alike else turned
-                own[key] = Gain(own_key[0], row.phase, named, (row.ratio, row.ratio), (row.verdict, row.verdict))
+                if not alike:
+                    beside = [f"{name}={base.knobs[name]}" for name in ("batch", "threads") if name not in row.differs_in
+                              and base.knobs.get(name)] + ([f"notebook {base.notebook[:2]}"] if base.notebook else [])
+                kind, size = (own_key, ()) if alike else (_kind(base, row.differs_in), _size(base, row.differs_in))
+                gain = Gain(own_key[0], row.phase, turned, (row.ratio, row.ratio), (row.verdict, row.verdict))
+                own.setdefault((kind, turned, None if alike else base.notebook), {})[size] = gain, beside
         sides.append(own)
-    return [dataclasses.replace(one, ratios=(one.ratios[0], sides[1][key].ratios[1]), words=(one.words[0], sides[1][key].words[1]))
-            for key, one in sides[0].items() if key in sides[1]]
+    found = []
+    for kind, one in sides[0].items():
+        two = sides[1].get(kind, {})
+        # Tiers have sizes of their own: what one notebook measured once on each side is the same technique at these.
+        pairs = [(one[size], two[size]) for size in one if size in two]
+        for (gain, at), (other, there) in pairs or (zip(one.values(), two.values(), strict=True) if len(one) == len(two) == 1 else ()):
+            words = [text if text in there else f"{text} and {instead.split('=')[-1]}" for text, instead in zip(at, there, strict=False)]
+            found.append(dataclasses.replace(gain, label=f"{gain.label} ({', '.join(words)})" if words else gain.label,
+                                             ratios=(gain.ratios[0], other.ratios[1]), words=(gain.words[0], other.words[1])))
+    return found
 
 
 def _kind(base: Record, turned: Sequence[str]) -> tuple:
     workload, phase, _, settings = sittings.identity(base)
     loose = {*SIZE_KNOBS, *turned, "device", "workers", "weights", "optimizer"}
     return workload, phase, tuple(sorted((name, value) for name, value in json.loads(settings).items() if name not in loose))
+
+
+def _size(base: Record, turned: Sequence[str]) -> tuple:
+    """What decides how much a technique can gain, and differs between the comparisons of one run."""
+    return tuple(base.knobs.get(name) for name in ("batch", "threads", "image", "length", "variant") if name not in turned)

@@ -161,7 +161,7 @@ def notebooks(
         if wrong:
             raise HpmlError(f"not in normal form: {', '.join(wrong)}; run hpml notebooks --store NUMBER")
     else:
-        for book in course.course():
+        for book in course.chosen(None):
             print(f"{book.name:<28} {book.question}")
 
 

@@ -265,13 +265,15 @@ def technique_key(record: Record) -> tuple:
 
 
 def quality_verdict(record: Record, base: Record | None, records: Sequence[Record]) -> dict:
-    """Quality columns of a row: kept, lost, not measured or not informative, against the workload's margin fixed beforehand.
+    """Quality columns of a row: kept, lost, not measured or not informative, against the workload's margin fixed beforehand. The text
+    names the variant and the sizes that it was shown at, where these are others than the row's.
 
     With three or more paired rounds the lower end of the interval of the difference decides, else the difference itself.
     """
     own = _qualities(record, records)
     nothing = {"quality": "not measured", "quality_text": "not measured", "quality_value": None, "quality_metric": None, "quality_n": None}
-    if not own:
+    # Answers that fail the parity check keep nothing, whatever another variant's did.
+    if not own or record.status == "parity_failed":
         return nothing
     theirs = _qualities(base, records) if base else {}
     # Only runs of one group share the amount of training and the test images: pairs are made inside the latest such group.
@@ -282,11 +284,12 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
     any_own = next(iter(chosen.values()))
     value = statistics.fmean(q["value"] for q in chosen.values())
     shown = {"quality_value": value, "quality_metric": any_own["metric"], "quality_n": any_own["n"]}
+    size = f"{_shown_at(record, group, records)}n={any_own['n']}"
     if not any_own["informative"]:
-        text = f"not informative ({percent(value)}, n={any_own['n']})"
+        text = f"not informative ({percent(value)}, {size})"
         return {**shown, "quality": "not informative", "quality_text": text}
     if base is None:
-        return {**shown, "quality": "not measured", "quality_text": f"{percent(value)} (n={any_own['n']})"}
+        return {**shown, "quality": "not measured", "quality_text": f"{percent(value)} ({size})"}
     if not theirs.keys() & own.keys():
         return {**shown, "quality": "not measured", "quality_text": f"{percent(value)} (baseline's not measured)"}
     deltas = [own[i]["value"] - theirs[i]["value"] for i in sorted(own.keys() & theirs.keys())]
@@ -300,7 +303,14 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
     text = {"kept": f"kept ({100 * delta:+.1f} points", "lost": f"lost by {-100 * delta:.1f} points (margin {100 * margin:.1f}",
             "not informative": f"not informative ({100 * delta:+.1f} points, interval wider than the margin"}[word]
     seeds = f", {len(deltas)} seed{'s' * (len(deltas) > 1)}" if record.case["phase"] == "train" else ""
-    return {**shown, "quality": word, "quality_text": f"{text}, n={any_own['n']}{seeds})"}
+    return {**shown, "quality": word, "quality_text": f"{text}, {size}{seeds})"}
+
+
+def _shown_at(record: Record, group: str, records: Sequence[Record]) -> str:
+    """Where the quality was shown on another graph than the one that was timed: its variant and the size of its inputs."""
+    run = next(r for r in vouching(record, records) if r.case["group"] == group)
+    return "".join(f"{run.knobs[name]}, " if name == "variant" else f"{name} {run.knobs[name]}, " for name in ("variant", "image", "length")
+                   if name in run.knobs and run.knobs[name] != record.knobs.get(name))
 
 
 def _qualities(record: Record, records: Sequence[Record]) -> dict[tuple[str, int], dict]:

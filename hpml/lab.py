@@ -110,8 +110,7 @@ def open_course(*, port: int, browser: bool, dry_run: bool) -> None:
         raise HpmlError(f"{reason}: pip install jupyterlab")
     if not 0 <= port < 65_536:
         raise HpmlError(f"port {port}: 0 to 65535")
-    if not notebooks.course():
-        raise HpmlError(f"no notebooks in {notebooks.folder()}: start this in a checkout of the course")
+    notebooks.chosen(None)  # it says so where there are none
     lab = folder()
     came = arrivals(lab) if dry_run else fill(lab)
     fresh, changed = sum(not one.new for one in came), [one for one in came if one.new]

@@ -51,8 +51,10 @@ def course() -> list[Notebook]:
 
 
 def chosen(only: list[str] | None) -> list[Notebook]:
-    """The notebooks with these numbers, or all. Raises HpmlError for a number that does not exist."""
+    """The notebooks with these numbers, or all. Raises HpmlError for a number that does not exist, and where there are none."""
     everything = course()
+    if not everything:
+        raise HpmlError(f"no notebooks in {folder()}: start this in a checkout of the course")
     if not only:
         return everything
     unknown = [number for number in only if number not in {n.number for n in everything}]

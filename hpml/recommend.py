@@ -121,7 +121,7 @@ def _trade_off(row: Row, base: Row, one: list[Record], other: list[Record], foun
         if here is not None:
             cost[name] = {"here": here, "instead_of": before}
     made = [r for r in found if r.case["phase"] == "quantize" and r.case["workload"] == row.workload and r.status == "ok"
-            and all(r.knobs.get(name) == row.knobs.get(name) for name in ("quantizer", "quantization", "calib_method", "keep_fp"))]
+            and all(r.knobs.get(name) == row.knobs.get(name) for name in (*INT8_KNOBS, "variant", "image", "length", "weights"))]
     if row.knobs.get("precision") == "int8" and made:
         cost["quantize_s"] = seconds(made, "quantize_s")
     return cost

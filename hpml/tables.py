@@ -250,10 +250,12 @@ def settings(row: Row, names: Sequence[str], between: str = " and ") -> str:
     return between.join(f"{name}={row.knobs[name]}" for name in names if name in row.knobs)
 
 
-def sentence(row: Row, baseline: Row | None = None) -> str:
-    """The verdict on one case as a full sentence with everything that it rests on; `baseline` adds what it is compared with."""
+def sentence(row: Row, baseline: Row | None = None, *, machine: bool = False) -> str:
+    """The verdict on one case as a full sentence with everything that it rests on; `baseline` adds what it is compared with, `machine`
+    where it was measured."""
+    on = f" on {row.machine}" if machine else ""
     size = f" at batch {row.knobs['batch']}" if row.phase == "infer" and "batch" in row.knobs and "batch" not in row.differs_in else ""
-    what = f"{title(row.workload)} {PHASES.get(row.phase, row.phase)}{size} with {settings(row, row.differs_in) or row.label}"
+    what = f"{title(row.workload)} {PHASES.get(row.phase, row.phase)}{size} with {settings(row, row.differs_in) or row.label}{on}"
     if row.stack:
         what += f" (a stack of {_listing(row.differs_in)})"
     before = settings(baseline, row.differs_in) if baseline else ""
@@ -292,8 +294,9 @@ def sentence(row: Row, baseline: Row | None = None) -> str:
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """One sentence for each case that has a baseline beside it; baselines themselves are left out."""
-    return [sentence(row, baseline_of(row, rows)) for row in rows if not row.is_baseline]
+    """One sentence for each case that has a baseline beside it; baselines themselves are left out. Of several machines each is named."""
+    several = len({row.machine for row in rows}) > 1
+    return [sentence(row, baseline_of(row, rows), machine=several) for row in rows if not row.is_baseline]
 
 
 def _listing(names: Sequence[str]) -> str:

@@ -32,6 +32,8 @@ def manifest(path: Path | None = None) -> dict[str, dict]:
     path = path or root() / "data" / "manifest.json"
     try:
         return {entry["name"]: entry for entry in json.loads(path.read_text())["datasets"]}
+    except FileNotFoundError:
+        raise HpmlError(f"{path} is not here: start this in a checkout of the course") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HpmlError(f"{path} cannot be read as the manifest of data sets: {error}") from None
 

@@ -201,7 +201,22 @@ def test_between_machines_a_technique_is_what_it_turns():
                              case={**r.case, "tier": "gpu"}) for r in noise() + stack({"precision": "bf16"}, rates=(50, 40))]
     found = between(a, b, unlike_machines=True)
     assert {pair.verdict for pair in found.pairs} == {"only in A", "only in B"} and not found.regressions
-    assert [(gain.label, gain.words) for gain in found.gains] == [("precision=bf16", ("faster", "slower"))]
+    assert [(gain.label, gain.words) for gain in found.gains] == [("precision=bf16 (batch=32 and 256)", ("faster", "slower"))]
+
+
+def test_between_machines_each_batch_is_its_own_comparison():
+    """A technique that gains at one batch and loses at another is not paired across them."""
+    def at(batch, rate, name):
+        return [dataclasses.replace(r, knobs={**r.knobs, "batch": batch}, machine={**MACHINE, "id": name}, notebook="31_onnxruntime",
+                                    case={**r.case, "group": f"batch {batch}"}) for r in stack({"precision": "bf16"}, rates=(50, rate))]
+
+    def run(name, *rates):
+        return [dataclasses.replace(r, machine={**MACHINE, "id": name}) for r in noise()] + [
+            r for batch, rate in zip((1, 8), rates, strict=True) for r in at(batch, rate, name)]
+
+    found = between(run("one", 40, 70), run("two", 60, 70), unlike_machines=True)
+    assert {gain.label: gain.words for gain in found.gains} == {
+        "precision=bf16 (batch=1, notebook 31)": ("slower", "faster"), "precision=bf16 (batch=8, notebook 31)": ("faster", "faster")}
 
 
 def other_machine():

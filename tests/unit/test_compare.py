@@ -154,7 +154,16 @@ def test_quality_of_other_weights_vouches_only_for_a_variant_that_is_not_trained
         return other(timed + noise() + runs)
 
     assert row("a", "a").quality == row(None, "a", variant="small").quality == "kept"
+    assert "small, n=1000" in row(None, "a", variant="small").quality_text and "base" not in row("a", "a").quality_text
     assert row("a", "b").quality == row(None, "a").quality == "not measured"
+
+
+def test_answers_that_fail_the_parity_check_keep_no_quality():
+    timed = pair(1.5)
+    for one in timed:
+        if one.knobs["precision"] == "b":
+            one.status, one.reason, one.stats = "parity_failed", "cosine 0.83", None
+    assert other(timed + noise() + quality_runs([0.9], [0.9])).quality == "not measured"
 
 
 def test_a_planted_slowdown_is_no_technique():
