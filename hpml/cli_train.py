@@ -60,8 +60,12 @@ def train(workload: str | None, tier: str, run_id: str | None, dry_run: bool, co
         print("warning: after a restart a rank may be sent to the address of one that has ended, and fail for good: "
               "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun", file=sys.stderr)
     run_id = run_id or f"train-{time.strftime('%Y%m%d-%H%M%S')}"
-    with contextlib.nullcontext() if here.index else _followed(env.run_dir(run_id) / "logs"):
-        results = study.run(case, rounds=1, run_id=run_id)
+    try:
+        with contextlib.nullcontext() if here.index else _followed(env.run_dir(run_id) / "logs"):
+            results = study.run(case, rounds=1, run_id=run_id)
+    except KeyboardInterrupt:
+        print(f"interrupted: the same command with --run-id {run_id} goes on from the last checkpoint", file=sys.stderr)
+        raise
     record = results.records[-1]
     if record.status != "ok":
         raise HpmlError(f"{record.status}: {record.reason} (log: {env.run_dir(run_id) / record.log})")
