@@ -1,5 +1,6 @@
 """`hpml data ...`: what data sets are here, fetching and checking them, shards, and shuttle frames from a video to a set."""
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -53,7 +54,7 @@ def data_check(
     name: str,
     fix: Annotated[bool, typer.Option("--fix", help="move bad files aside (into set_aside); nothing is deleted")] = False,
 ) -> None:
-    """Say what is wrong with a data set on this machine, or with a folder of shards: file and reason."""
+    """Say what is wrong with a data set on this machine, or with a folder of shards (checksums and samples): file and reason."""
     from hpml.data import fetch, shards
 
     if (Path(name) / shards.INDEX).is_file():
@@ -76,8 +77,8 @@ def data_shard(
     shard_mib: Annotated[float, typer.Option(help="size of a shard")] = 64,
     quality: Annotated[int | None, typer.Option(help="encode each JPEG again at this quality (1 to 95)")] = None,
     max_side: Annotated[int | None, typer.Option(help="shrink the longer side to this many pixels, and encode again")] = None,
-    threads: Annotated[int, typer.Option(help="shards packed at the same time; 0 = as many as there are cores")] = 0,
-    seed: Annotated[int, typer.Option(help="of the order in which samples are packed")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="shards packed at the same time; 0 = as many as there are cores")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the order in which samples are packed")] = 0,
     with_test: Annotated[bool, typer.Option("--with-test", help="pack the test images too, into shards of their own")] = False,
     check: Annotated[bool, typer.Option("--check", help="decode every image first; else only those that look damaged")] = False,
 ) -> None:
@@ -112,6 +113,8 @@ def data_shuttle_label(
     """Write a video's frames, a labelling config and tasks for Label Studio. Run again, it goes on; nothing is overwritten."""
     from hpml.data import labelling
 
+    if not 0 <= start < math.inf or (stop is not None and not stop > start):
+        raise HpmlError(f"--start {start:g}{'' if stop is None else f' --stop {stop:g}'}: give seconds from 0 on, start before stop")
     count = labelling.label(source, target, start_s=start, stop_s=stop, png=png)
     print(f"{target}: {count:,} frames of {source.name} to label")
     print(labelling.START.format(root=target.resolve(), tasks=f"tasks_{source.stem}.json"))
@@ -129,6 +132,8 @@ def data_shuttle_prepare(
     """Make a training set from labels and their frames; print what was found wrong and how it was decided."""
     from hpml.data import prepare
 
+    if frames is not None and not frames.is_dir():
+        raise HpmlError(f"--frames {frames}: no such folder")
     print(prepare.text(prepare.prepare(export, target, frames=frames, videos=video or (), png=png)))
 
 
@@ -139,7 +144,7 @@ def data_shuttle_render(
     frames: Annotated[int, typer.Option(help="frames of each, 30 a second")] = 300,
     cuts: Annotated[int, typer.Option(help="cuts to another scene in each")] = 0,
     width: Annotated[int, typer.Option(help="pixels; the height is 9/16 of it")] = 1280,
-    seed: Annotated[int, typer.Option(help="another one gives other scenes")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="another one gives other scenes")] = 0,
 ) -> None:
     """Render badminton rallies as videos with the shuttle's exact places, in TrackNet's folders; `hpml track` reads the videos."""
     from hpml.data import film

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
+import math
 import os
 import tarfile
 import time
@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 from hpml.data.images import say
 from hpml.data.jpegfiles import NOT_DECODED, FileSet, decoded, read_place
 from hpml.data.recode import Recode, extension, readable, share_of_bytes
-from hpml.data.shards import BLOCK, FORMAT, INDEX, PARTS, Index, Shard, fault, read_index
+from hpml.data.shards import BLOCK, FORMAT, INDEX, PARTS, Index, Shard, fault, locked, read_index
 from hpml.env import HpmlError, cores
 
 if TYPE_CHECKING:
     import numpy as np
 
-JOURNAL, LOCK = "packing.json", ".packing.lock"
+JOURNAL = "packing.json"
 SHARD_MIB = 64
 SAMPLE = 16  # images that tell how much smaller encoding again makes them
 PROGRESS_S = 2.0
@@ -46,7 +46,7 @@ def pack(files: FileSet, target: Path, *, shard_mib: float = SHARD_MIB, recode: 
 
     What cannot be read as an image is left out and listed in the index; `check` decodes every image to find out, else only those whose
     bytes look unlike a whole JPEG. A shard appears when it is whole. Started again, it keeps the shards that are finished and right.
-    `threads=0`: all cores. Raises HpmlError for a target that holds something else, cannot be
+    `threads=0`: all cores. Raises HpmlError for a size or seed that cannot be used and for a target that holds something else, cannot be
     written or is full.
     """
     if unknown := set(parts) - set(PARTS):
@@ -60,7 +60,7 @@ def pack(files: FileSet, target: Path, *, shard_mib: float = SHARD_MIB, recode: 
         facts["encoder"] = f"Pillow {PIL.__version__}"
     ids = hashlib.sha256(b"".join(part.tobytes() for job in planned for part in (job.ids, job.labels, job.places))).hexdigest()
     recipe = hashlib.sha256(json.dumps([FORMAT, facts, parts, check, ids], sort_keys=True).encode()).hexdigest()
-    with _locked(target):
+    with locked(target, wait=True):  # and then finds what the first one has made
         done = _kept(target, recipe)
         if done:
             say(f"{target}: {len(done)} of {len(planned)} shards are there and right")
@@ -121,8 +121,10 @@ def _plan(files: FileSet, shard_mib: float, recode: Recode | None, seed: int, pa
     """Which sample goes into which shard: from sizes alone, so that shards can be made in any order."""
     import numpy as np
 
-    if shard_mib <= 0:
-        raise HpmlError(f"shard-mib {shard_mib:g}: must be above 0")
+    if not (math.isfinite(shard_mib) and shard_mib * 2**20 >= BLOCK):
+        raise HpmlError(f"shard-mib {shard_mib:g}: must be above 0, at least one block of a tar ({BLOCK} bytes)")
+    if seed < 0:
+        raise HpmlError(f"seed {seed}: must be 0 or more")
     jobs = []
     for number, part in enumerate(parts):
         places, labels = (files.train_images, files.train_labels) if part == "train" else (files.test_images, files.test_labels)
@@ -131,7 +133,7 @@ def _plan(files: FileSet, shard_mib: float, recode: Recode | None, seed: int, pa
         ratio = share_of_bytes(readable(files, places[order[:SAMPLE]]), recode) if recode else 1.0
         padded = -(-(sizes * ratio).astype(np.int64) // BLOCK) * BLOCK + 3 * BLOCK  # two headers and the class number
         ends = np.cumsum(padded)
-        shard_of = (ends - padded) // int(shard_mib * 2**20)
+        shard_of = (ends - padded) // int(min(shard_mib * 2**20, 2**62))
         for count, shard in enumerate(np.unique(shard_of)):
             ids = order[shard_of == shard]
             jobs.append(_Job(f"{part}-{count:06d}.tar", part, ids, np.asarray(places[ids]), np.asarray(labels[ids])))
@@ -239,19 +241,6 @@ def _write(path: Path, facts: dict) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(facts, indent=1) + "\n")
     part.replace(path)
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """One packing at a time in a folder; a second one waits, and then finds what the first has made."""
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        file = (target / LOCK).open("w")
-    except OSError as error:
-        raise HpmlError(f"cannot write to {target}: {error.strerror}") from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Shards from an HTTP server into a folder, over several connections at once, by aria2 (https://aria2.github.io): an interrupted pull
 goes on where it stopped, and a shard is there only when its checksum is the index's.
 
-The server needs range requests and nothing else. Bytes arrive in DST/.partial; what is whole and right moves into DST at once.
+The server needs range requests and nothing else. Bytes arrive in DST/.partial; what is whole and right moves into DST at once. A folder
+that holds another set of shards is left as it is.
 """
 
 import errno
@@ -18,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hpml.data import aria2
-from hpml.data.shards import INDEX, Shard, fault, parsed
+from hpml.data.shards import INDEX, Index, Shard, fault, locked, parsed, read_index
 from hpml.env import HpmlError
 
 PARTIAL = ".partial"
@@ -43,7 +44,8 @@ def pull(url: str, dst: Path, *, connections: int = 8, limit_rate: str = "0",
     """Pull the folder of shards at `url` into `dst` and check each file; what is there already and right is not pulled again.
 
     `limit_rate`: bytes a second over all connections, as 500K or 2M; 0 = as fast as it goes.
-    Raises HpmlError for a bad address, index or value, Unavailable without aria2.
+    Raises HpmlError for a bad address, index or value, for a folder that holds other shards, has no room or into which another process
+    pulls or packs, Unavailable without aria2.
     """
     aria2.find()
     if not re.fullmatch(r"\d+[KM]?", limit_rate):
@@ -52,19 +54,45 @@ def pull(url: str, dst: Path, *, connections: int = 8, limit_rate: str = "0",
         raise HpmlError(f"connections {connections}: give 1 to {MOST_CONNECTIONS}")
     base = _base(url)
     text = _fetched(f"{base}/{INDEX}")
-    shards = parsed(text, f"{base}/{INDEX}").shards
+    index = parsed(text, f"{base}/{INDEX}")
+    with locked(dst, wait=False):
+        left = _missing(dst, index, base)
+        if len(left) < len(index.shards):
+            say(f"{len(index.shards) - len(left)} of {len(index.shards)} shards are here already, with the right checksum")
+        partial = dst / PARTIAL
+        try:
+            partial.mkdir(exist_ok=True)
+            _forget_strangers(partial, left)
+            _check_room(dst, left, partial)
+            (partial / INDEX).write_bytes(text)
+            (partial / INDEX).replace(dst / INDEX)
+        except OSError as error:
+            raise HpmlError(f"{error.filename or dst}: {error.strerror}") from None
+        return _pulled(base, dst, index.shards, left, connections=connections, limit_rate=limit_rate, say=say)
+
+
+def _missing(dst: Path, index: Index, base: str) -> list[Shard]:
+    """The shards of the index that are not in `dst` as they should be. Raises HpmlError where `dst` holds shards of something else, which
+    would be lost."""
     partial = dst / PARTIAL
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        (partial / INDEX).write_bytes(text)
-        (partial / INDEX).replace(dst / INDEX)
-    except OSError as error:
-        raise HpmlError(f"{dst}: {error.strerror}") from None
-    left = [shard for shard in shards if fault(dst, shard)]
-    if len(left) < len(shards):
-        say(f"{len(shards) - len(left)} of {len(shards)} shards are here already, with the right checksum")
-    _forget_strangers(partial, left)
-    _check_room(dst, left, partial)
+    for path in [*(dst / name for name in (INDEX, *(shard.name for shard in index.shards))), *partial.glob("*")]:
+        if path.is_dir():
+            raise HpmlError(f"{path} is a folder, where a file is to come: move it away")
+    known = (dst / INDEX).exists()
+    here = read_index(dst) if known else None
+    if here and (here.shards, here.classes) != (index.shards, index.classes):
+        raise HpmlError(f"{dst}: holds other shards than {base}: name another folder, or delete it")
+    left = [shard for shard in index.shards if fault(dst, shard)]
+    right = {shard.name for shard in index.shards} - {shard.name for shard in left}
+    if not known and (others := sorted(path.name for path in dst.glob("*.tar") if path.name not in right)):
+        raise HpmlError(f"{dst}: holds other shards than {base} ({others[0]}): name another folder, or delete it")
+    return left
+
+
+def _pulled(base: str, dst: Path, shards: Sequence[Shard], left: list[Shard], *, connections: int, limit_rate: str,
+            say: Callable[[str], None]) -> Pulled:
+    """Pull what is left, and again what did not come or came wrong."""
+    partial = dst / PARTIAL
     report, failed, twice = _Report(shards, left, partial, say), {}, set()
     for attempt in range(TRIES):
         lost, wrong = _turn(base, dst, left, report, connections=connections, limit_rate=limit_rate)

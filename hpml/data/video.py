@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,7 +25,13 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 ENDINGS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".flv", ".ogv", ".wmv")
 ENCODERS = ("libx264", "libopenh264", "mpeg4")  # the first that this build of FFmpeg has; the first two make H.264
 CRF = 20  # x264's constant quality: 18 looks lossless, 23 is its default
+# A count may be off by the frames that lead an open first group, or by empty packets at the end: a handful, however long the video is.
+SLACK = 5  # frames fewer than the file says that still pass for all of it
 TICK = Fraction(1, 60_000)  # seconds, the clock of written times: every usual rate divides it, and MPEG-4 takes no finer one than 1/65,535
+
+
+class Cut(HpmlError):
+    """A video that ends before the file says it does: the frames so far are good."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +59,19 @@ def frames(path: Path, *, width: int | None = None, threads: int = 0) -> Iterato
     """(number from 0, time in seconds from the first frame, uint8 RGB [height, width, 3]) of each frame in the order of showing.
 
     `width` scales while the colours are converted, keeping the shape; every frame has the first one's size. `threads` decode, 0 lets
-    FFmpeg choose. Raises HpmlError, one line with the file: no such file, no video, damaged (with the number of the last good frame).
+    FFmpeg choose. Raises HpmlError, one line with the file: no such file, no video, damaged from the start; and, after the last good
+    frame, Cut where that is more than SLACK frames before the end that the file states (not every file states one).
     """
     import numpy as np
 
     with _opened(path, threads) as (container, stream):
-        size, start, number = None, 0.0, -1
+        size, start, number, end_s = None, 0.0, -1, None
         for number, frame in enumerate(_decoded(path, container, stream)):
             if size is None:
                 shown = _shown(frame)
                 size = (width, max(1, round(shown[1] * width / shown[0]))) if width else shown
                 start = frame.time or 0.0
+            end_s = None if frame.time is None else frame.time + float((frame.duration or 0) * frame.time_base)
             turns = frame.rotation // 90 % 4
             wide, high = size[::-1] if turns % 2 else size
             pixels = frame.reformat(width=wide, height=high, format="rgb24").to_ndarray()
@@ -70,6 +79,9 @@ def frames(path: Path, *, width: int | None = None, threads: int = 0) -> Iterato
             yield number, time, np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
         if number < 0:
             raise HpmlError(f"{path}: no frame of it can be decoded")
+        if (lacking := _lacking(container, stream, number + 1, end_s)) > SLACK:
+            whole = stream.frames or f"about {number + 1 + lacking}"
+            raise Cut(f"{path}: ends after frame {number} of {whole}: cut or damaged")
 
 
 @contextlib.contextmanager
@@ -175,8 +187,40 @@ def _decoded(path: Path, container, stream) -> Iterator:
             yield frame
             count += 1
     except (_av().error.FFmpegError, OSError) as error:
-        where = f"damaged after frame {count - 1}" if count else "damaged from its first frame on"
-        raise HpmlError(f"{path}: {where} ({_reason(error)})") from None
+        if count:
+            whole = f" of {stream.frames}" if stream.frames else ""
+            raise Cut(f"{path}: damaged after frame {count - 1}{whole} ({_reason(error)})") from None
+        raise HpmlError(f"{path}: damaged from its first frame on ({_reason(error)})") from None
+
+
+def _lacking(container, stream, count: int, end_s: float | None) -> int:
+    """How many frames the file states beyond the `count` decoded ones, which end at `end_s`.
+
+    By its count and by its length where it states both: an edit list hides frames that are counted, and a frame may stand for many.
+    """
+    stated_s, lacking = _stated_s(container, stream), []
+    if stream.frames:
+        lacking.append(stream.frames - count)
+    if stated_s is not None and end_s is not None:
+        lacking.append(round((stated_s - end_s) * float(stream.average_rate)))
+    return min(lacking, default=0)
+
+
+def _stated_s(container, stream) -> float | None:
+    """Where the file states that its pictures end, in seconds. What FFmpeg computes from the bytes that are there states nothing."""
+    kind, rate = container.format.name, stream.average_rate
+    if not rate:
+        return None
+    if kind.startswith("mov"):
+        return float(stream.duration * stream.time_base) if stream.frames and stream.duration else None
+    if stream.frames:
+        return float(stream.frames / rate)
+    if kind in ("matroska,webm", "flv"):
+        if said := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):
+            return 3600 * int(said[1]) + 60 * int(said[2]) + float(said[3])
+        if len(container.streams) == 1 and container.duration:  # with sound, it may be the sound's
+            return container.duration / 1e6
+    return None
 
 
 def _shown(frame) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -27,21 +28,26 @@ FRESH, OLD = (255, 196, 0), (0, 158, 255)  # of the ring and its trail
 def track(path: Path, *, out: Path | None = None, weights: str | None = None, engine: str = "openvino", precision: str = "fp32",
           tier: str = "cpu", image: int | None = None, variant: str | None = None, device: str = "cpu", annotate: bool = True,
           say: Callable[[str], object] = print) -> dict:
-    """Track one video; writes FILES into `out` (default: results/track/<name>) and returns the summary.
+    """Track one video; writes FILES into `out` (default: results/track/<name>) and returns the summary; `written` names the files.
+
+    A video that ends before it should is tracked as far as it goes, and `incomplete` says so.
 
     weights: a run, a .safetensors file, or None for random ones. image, variant: the model's frame width and design, where no record
-    beside the weights says them. Raises HpmlError, one line: no video, a damaged one, files that would be overwritten, an engine or a
-    precision that cannot be here.
+    beside the weights says them. Raises HpmlError, one line: no video, one damaged from its first frame on, files that would be
+    overwritten, a folder that cannot be written to, an engine or a precision that cannot be here.
     """
     path, out = Path(path), Path(out) if out else env.results_dir() / "track" / Path(path).stem
     seen = video.facts(path)
     if there := [name for name in FILES.values() if (out / name).exists()]:
         raise HpmlError(f"{out} holds {there[0]} already; give another folder with --out")
+    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):  # engines may take minutes: said before
+        raise HpmlError(f"{out}: {above} is no folder that can be written to; give another one with --out")
     taken = weights_of(weights)
     stages = Stages(taken, engine=engine, precision=precision, tier=tier, image=image, variant=variant, device=device, say=say)
     out.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(stages.width, stages.height)
-    decode_s, write_s, began = _follow(path, seen, stages, tracker, out / FILES["video"] if annotate else None)
+    decode_s, write_s, began, incomplete = _follow(path, seen, stages, tracker, out / FILES["video"] if annotate else None)
     whole_s, scale = time.perf_counter() - began, min(stages.width / seen.width, stages.height / seen.height)
     write_positions(out / FILES["positions"], tracker.rows, scale)
     count = len(tracker.rows)
@@ -49,6 +55,7 @@ def track(path: Path, *, out: Path | None = None, weights: str | None = None, en
              "write": write_s}
     summary = {
         "video": str(path), "width": seen.width, "height": seen.height, "fps": seen.fps, "frames": count,
+        "incomplete": incomplete, "written": [name for kind, name in FILES.items() if annotate or kind != "video"],
         "visible": sum(row.visible for row in tracker.rows), "searched": sum(row.searched for row in tracker.rows),
         "weights": taken.words, "answers_mean_something": taken.means, "engine": engine, "precision": precision,
         "design": stages.knobs["variant"], "model_width": stages.width, "machine": env.machine()["id"], "start_up": stages.start_up,
@@ -60,11 +67,14 @@ def track(path: Path, *, out: Path | None = None, weights: str | None = None, en
     return summary
 
 
-def _follow(path: Path, seen: video.Facts, stages: Stages, tracker: Tracker, annotated: Path | None) -> tuple[float, float, float]:
-    """Every frame through the tracker, and into the annotated video once its answer is final: (seconds of decoding, of writing, start)."""
+def _follow(path: Path, seen: video.Facts, stages: Stages, tracker: Tracker,
+            annotated: Path | None) -> tuple[float, float, float, str | None]:
+    """Every frame through the tracker, and into the annotated video once its answer is final: (seconds of decoding, of writing, start,
+    why the video ended early)."""
     from tqdm import tqdm
 
     decode_s = write_s = 0.0
+    incomplete = None
     late, waiting, began = tracker.settings.confirm - 1, [], time.perf_counter()
     with contextlib.ExitStack() as stack:
         add = stack.enter_context(video.writer(annotated, fps=seen.fps or 25.0)) if annotated else None
@@ -72,7 +82,10 @@ def _follow(path: Path, seen: video.Facts, stages: Stages, tracker: Tracker, ann
         source = video.frames(path)
         while True:
             started = time.perf_counter()
-            item = next(source, None)
+            try:
+                item = next(source, None)
+            except video.Cut as error:  # what was found so far is kept
+                item, incomplete = None, str(error)
             decode_s += time.perf_counter() - started
             if item is not None:
                 number, at_s, frame = item
@@ -87,7 +100,7 @@ def _follow(path: Path, seen: video.Facts, stages: Stages, tracker: Tracker, ann
                     add(drawn(frame, tracker.rows[max(0, number - TRAIL):number + 1], scale), at_s)
             write_s += time.perf_counter() - started
             if item is None:
-                return decode_s, write_s, began
+                return decode_s, write_s, began, incomplete
 
 
 def drawn(frame: np.ndarray, rows: list[Row], scale: float) -> np.ndarray:
@@ -127,4 +140,5 @@ def text(summary: dict) -> str:
         f"weights: {summary['weights']}",
         f"{summary['engine']} {summary['precision']}, {summary['design']} at {summary['model_width']} pixels: first result after "
         f"{start['first_result_s']:.2f} s ({how}; loading {start['load_s']:.2f} s, first calls {start['first_calls_s']:.2f} s)",
-        f"frames per second: {', '.join(shown)}; end to end {rates['end to end']:,.1f}"])
+        f"frames per second: {', '.join(shown)}; end to end {rates['end to end']:,.1f}",
+        *([summary["incomplete"]] if summary["incomplete"] else [])])

@@ -45,3 +45,15 @@ def test_the_folder_becomes_a_training_set(folder, tmp_path):
     clips = list(found["clips"].values())
     assert [one["frames"] for one in clips] == [9, 9] and {one["part"] for one in clips} == {"train", "test"}
     assert (tmp_path / "set/images/clip0/8.jpg").is_file() and found["remarks"] == []
+
+
+@pytest.mark.parametrize("other", [{"cuts": 0}, {"cuts": 2}, {"frames": 10}, {"width": 64}, {"seed": 5}])
+def test_a_film_of_other_settings_is_not_taken_for_the_one_that_is_asked_for(folder, other):
+    before = (folder / "video/clip0.mp4").read_bytes()
+    with pytest.raises(HpmlError, match="clip0.mp4 is there, made with other settings .*: give another folder"):
+        film.film(folder, **{"clips": 1, "frames": 9, "cuts": 1, "width": 128, "seed": 4, **other})
+    assert (folder / "video/clip0.mp4").read_bytes() == before
+    film.film(folder.parent / "odd", frames=2, width=65)
+    film.film(folder.parent / "odd", frames=2, width=65)  # the file's width is the next even one
+    with pytest.raises(HpmlError, match="seed -1: must be 0 or more"):
+        film.film(folder, seed=-1)

@@ -18,6 +18,7 @@ from hpml import nginx
 from hpml.data import aria2
 from hpml.data import pull as module
 from hpml.data.pull import pull
+from hpml.data.shards import LOCK
 from hpml.env import HpmlError, Unavailable
 
 COUNT, SIZE = 4, 400_000
@@ -51,7 +52,7 @@ def index(folder, **changes):
 def same(source, dst, *, but: tuple[str, ...] = ()) -> bool:
     """Whether the shards of dst are those of source, without those in `but`, and nothing unfinished lies beside them."""
     wanted = {path.name: path.read_bytes() for path in source.iterdir() if path.name not in but}
-    return {path.name: path.read_bytes() for path in dst.iterdir() if path.name != ".partial"} == wanted
+    return {path.name: path.read_bytes() for path in dst.iterdir() if not path.name.startswith(".")} == wanted
 
 
 def test_several_shards_over_several_connections_at_once(source, tmp_path):
@@ -228,3 +229,58 @@ def test_without_aria2_one_line_says_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(Unavailable, match="nginx-light"), contextlib.ExitStack() as stack:
         monkeypatch.setattr(nginx.shutil, "which", lambda *_, **__: None)
         stack.enter_context(nginx.serve(tmp_path))
+
+
+# ---- what is in the folder already
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != LOCK}
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_another_set_of_shards_is_not_touched(source, tmp_path, indexed):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "train-0.tar").write_bytes(b"of another set")
+    if indexed:
+        index(other)
+    before = contents(other)
+    with nginx.serve(source) as url, pytest.raises(HpmlError, match="other: holds other shards than http.*: name another folder"):
+        pull(url, other, say=str)
+    assert contents(other) == before and not (other / ".partial").exists()
+
+
+def test_the_index_comes_after_the_check_of_room_and_the_same_set_goes_on(source, tmp_path, monkeypatch):
+    dst = tmp_path / "dst"
+    dst.mkdir()
+    shutil.copy(source / "train-0.tar", dst)
+    with nginx.serve(source) as url:
+        with monkeypatch.context() as patch, pytest.raises(HpmlError, match="No space left"):
+            patch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+            pull(url, dst, say=str)
+        assert not (dst / "index.json").exists()
+        assert pull(url, dst, say=str).bytes == (COUNT - 1) * SIZE and same(source, dst)
+        (source / "index.json").write_text(json.dumps(json.loads((source / "index.json").read_text()), indent=3))
+        assert not pull(url, dst, say=str).failed and same(source, dst), "another spelling of the same set"
+
+
+@pytest.mark.parametrize("name", ["train-0.tar", "index.json", ".partial/sub", ".partial/aria2.log"])
+def test_a_folder_in_the_place_of_a_file_is_named(source, tmp_path, name):
+    (tmp_path / "dst" / name).mkdir(parents=True)
+    with nginx.serve(source) as url, pytest.raises(HpmlError, match=f"dst/{name} is a folder"):
+        pull(url, tmp_path / "dst", say=str)
+
+
+def test_a_second_pull_into_the_same_folder_is_refused(source, tmp_path):
+    dst = tmp_path / "dst"
+    with nginx.serve(source, limit_rate=100_000) as url:
+        words = [sys.executable, "-c", "from hpml.cli import main; main()", "data", "pull", url, str(dst), "--connections", "1"]
+        first = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        until = time.monotonic() + 120
+        while not list(dst.glob(".partial/*.tar")) and time.monotonic() < until:
+            time.sleep(0.05)
+        second = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert second.returncode == 2 and second.stderr.count("\n") == 1
+        assert f"{dst}: another process is pulling or packing into this folder" in second.stderr
+        assert first.wait() == 0 and same(source, dst)

@@ -1,8 +1,10 @@
 """Packing: equal bytes for equal input, resumed, whole or not there; what lies in a shard; every fault named."""
 
 import errno
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -13,7 +15,9 @@ from shardmaking import folder, jpeg, packed
 
 from hpml.data import imagefolder, packing, recode, rendered
 from hpml.data.recode import Recode
-from hpml.data.shards import INDEX, parsed, read_index, verify
+from hpml.data.shards import BLOCK, INDEX, parsed, read_index, verify
+from hpml.data.shardstore import open_store
+from hpml.data.stream import ShardDataset
 from hpml.env import HpmlError
 
 
@@ -128,6 +132,7 @@ def test_a_target_that_cannot_be_written_is_one_line(tmp_path):
     (["nowhere", "out"], "nowhere: no such folder"), ([".", "out"], "no images in it"),
     (["standin", "out", "--shard-mib", "0"], "shard-mib 0"), (["standin", "out", "--quality", "99"], "quality 99"),
     (["standin", "out", "--max-side", "3"], "max-side 3"),
+    *((["standin", "out", "--shard-mib", size], f"shard-mib {size}: must be above 0") for size in ("nan", "inf", "1e-09")),
 ])
 def test_a_mistake_is_one_line(words, said, tmp_path, monkeypatch):
     monkeypatch.setattr(rendered, "load", lambda: imagefolder.load(folder(tmp_path / "images")))
@@ -213,3 +218,62 @@ def test_packing_is_measured_beside_tar(tmp_path):
         assert len(made[packer]["samples"]["values"]) == 2 and made[packer]["samples"]["items"] == 24
     assert made["shards"]["actual"]["shards"] == 1 and made["tar"]["actual"]["packer"].startswith("tar")
     assert made["tar"]["io"]["files_mib"] == made["shards"]["io"]["files_mib"] <= made["tar"]["io"]["packed_mib"]
+
+
+# ---- shards whose checksum is right and whose content is not: an index from elsewhere may belong to a crafted one
+
+
+def crafted(place: Path, harm) -> str:
+    """Change the first shard's bytes by `harm` and write its new checksum into the index; returns its name."""
+    facts = json.loads((place / INDEX).read_text())
+    entry = facts["shards"][0]
+    content = harm(bytearray((place / entry["name"]).read_bytes()))
+    (place / entry["name"]).write_bytes(content)
+    entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (place / INDEX).write_text(json.dumps(facts))
+    return entry["name"]
+
+
+def field(tar: bytearray, start: int, value: bytes) -> bytearray:
+    tar[start : start + len(value)] = value
+    return tar
+
+
+CRAFTED = [
+    (lambda tar: field(tar, 2 * BLOCK + 124, b"-0000001000"), "'-0000001000' is not a number"),
+    (lambda tar: field(tar, 124, b"-0000001000"), "'-0000001000' is not a number"),
+    (lambda tar: field(tar, 2 * BLOCK + 124, b"0_000000001"), "is not a number"),
+    (lambda tar: field(tar, 2 * BLOCK + 124, b"77777777777"), "is longer than the file"),
+    (lambda tar: field(tar, 0, b"-0000001"), "is not a number"),
+    (lambda tar: field(tar, BLOCK, b"7"), r"sample \d{8} has class 7, the index has classes 0 to 2"),
+    (lambda tar: field(tar, BLOCK, b"-"), "'-' is not a number"),
+    (lambda tar: tar[: -2 * BLOCK] + tar, r"more samples than the \d of the index"),
+    (lambda tar: field(tar, 0, bytes(1)), r"0 samples in it, the index says \d"),
+]
+
+
+@pytest.mark.parametrize(("harm", "said"), CRAFTED)
+def test_a_crafted_shard_is_found_by_the_check_and_by_the_reader(tmp_path, harm, said, monkeypatch):
+    monkeypatch.setenv("HPML_CACHE", str(tmp_path / "cache"))
+    place, _ = packed(tmp_path)
+    name = crafted(place, harm)
+    wrong = verify(place)
+    assert len(wrong) == 1 and re.match(f"{name}: .*{said}", wrong[0])
+    samples = ShardDataset(open_store(place), image=32)
+    with pytest.raises(HpmlError, match=f"{name}: .*{said}"):
+        samples[0]
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["shard", "standin", "out", "--seed", "-1"], "--seed"), (["shard", "standin", "out", "--threads", "-1"], "--threads"),
+    (["shuttle-render", "out", "--seed", "-1"], "--seed"), (["shuttle-label", "a.mp4", "out", "--start", "nan"], "--start nan: give"),
+    (["shuttle-label", "a.mp4", "out", "--start", "-1"], "--start -1: give"),
+    (["shuttle-label", "a.mp4", "out", "--start", "2", "--stop", "nan"], "--stop nan: give"),
+    (["shuttle-label", "a.mp4", "out", "--start", "2", "--stop", "1"], "--stop 1: give"),
+    (["shuttle-prepare", "labels.csv", "out", "--frames", "nosuch"], "--frames nosuch: no such folder"),
+])
+def test_a_value_that_cannot_be_used_is_said_and_ends_with_code_2(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.csv").write_text("Frame,Visibility,X,Y\n0,1,3,4\n")
+    done = hpml("data", *words)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr and not (tmp_path / "out").exists()

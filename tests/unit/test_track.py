@@ -81,7 +81,7 @@ def test_a_real_model_with_history_answers_every_frame(rendered, tmp_path, monke
     assert done["frames"] == 12 and done["calls"]["refine"] >= 12 and done["design"] == "small+history"
     rows = (tmp_path / "out/positions.csv").read_text().splitlines()[1:]
     assert [int(row.split(",")[0]) for row in rows] == list(range(12)) and all(0 <= float(row.split(",")[4]) <= 1 for row in rows)
-    assert not (tmp_path / "out/annotated.mp4").exists()
+    assert not (tmp_path / "out/annotated.mp4").exists() and done["written"] == ["positions.csv", "summary.json"]
 
 
 def test_other_shapes_fill_what_they_can_of_the_frame():
@@ -129,3 +129,28 @@ def test_weights_say_what_they_were_trained_on(tmp_path, monkeypatch):
         assert found.sizes == {"variant": "small+bifpn", "image": 320} and found.means == means
         assert ("mean little" in found.words) != means
         assert stages.weights_of(str(models / "shuttle.safetensors")).words == found.words
+
+
+def test_a_video_that_ends_early_is_tracked_so_far_and_said(rendered, tmp_path, monkeypatch):
+    import av
+
+    monkeypatch.setenv("HPML_RESULTS", str(tmp_path))
+    monkeypatch.setattr(stages.prepare, "load", lambda job, view, **_: (Brightest(2 if job["knobs"]["part"] == "find" else 3), 0.01))
+    with av.open(str(rendered)) as container:
+        places = sorted((packet.pos, packet.size) for packet in container.demux(video=0) if packet.size)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(rendered.read_bytes()[: sum(places[4])])
+    done = tracking.track(cut, out=tmp_path / "out", tier="smoke", variant="small", image=WIDTH)
+    assert 0 < done["frames"] < 12 and done["incomplete"] == f"{cut}: ends after frame {done['frames'] - 1} of 12: cut or damaged"
+    assert done["incomplete"] in tracking.text(done).splitlines()
+    assert done["written"] == list(tracking.FILES.values()) and all((tmp_path / "out" / name).exists() for name in done["written"])
+    assert json.loads((tmp_path / "out/summary.json").read_text()) == done
+    assert len(list(video.frames(tmp_path / "out/annotated.mp4"))) == done["frames"]
+
+
+def test_a_place_that_cannot_be_written_to_is_said_before_engines_are_made(rendered, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "Stages", lambda *_, **__: pytest.fail("too late"))
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(HpmlError, match="file is no folder that can be written to; give another one with --out"):
+            tracking.track(rendered, out=out)

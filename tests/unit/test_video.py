@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from hpml.data import video
+from hpml.data import labelling, video
 from hpml.env import HpmlError
 
 av = pytest.importorskip("av")
@@ -96,12 +97,10 @@ def test_a_truncated_file_says_how_far_it_came(tmp_path):
     end.write_bytes(data[: len(data) * 2 // 3])
     assert video.facts(end).frames == 30, "the file's own count is wrong now"
     seen = []
-    try:
+    with pytest.raises(video.Cut, match=r"end\.mp4: (damaged|ends) after frame ") as told:
         for number, _, _ in video.frames(end):
             seen.append(number)
-    except HpmlError as told:
-        assert f"end.mp4: damaged after frame {seen[-1]}" in str(told)
-    assert 5 < len(seen) < 30
+    assert f"after frame {seen[-1]}" in str(told.value) and 5 < len(seen) < 30
     front = tmp_path / "front.mp4"
     front.write_bytes(data[:60])
     with pytest.raises(HpmlError, match="front.mp4"):
@@ -145,7 +144,7 @@ def test_without_pyav_one_line_says_what_to_install(tmp_path):
 import sys
 sys.modules["av"] = None
 from pathlib import Path
-from hpml.data import video
+from hpml.data import labelling, video
 from hpml.env import Unavailable
 try:
     video.facts(Path({str(tmp_path)!r}) / "a.mp4")
@@ -154,3 +153,60 @@ except Unavailable as told:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'hpml[video]'" in done.stdout
+
+
+def encoded(path, n=40, *, codec="libx264", gap=0, options=None):
+    """Noise at 30 frames a second, so that bytes are spread evenly; `gap`: frames shown before the first one that an edit list keeps."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this build of FFmpeg has no {codec}")
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt = 128, 72, "yuv420p"
+        packets = []
+        for i in range(n):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (72, 128, 3), dtype=np.uint8), format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 30)
+            packets += stream.encode(frame)
+        for packet in [*packets, *stream.encode()]:
+            packet.pts -= int(Fraction(gap, 30) / packet.time_base)
+            packet.dts -= int(Fraction(gap, 30) / packet.time_base)
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4"),
+                                             ("a.flv", "libx264")])
+def test_a_file_whose_end_is_missing_is_not_taken_as_complete(tmp_path, name, codec):
+    whole = encoded(tmp_path / name, codec=codec, options={"movflags": "faststart"} if name.endswith("mp4") else None)
+    assert len(list(video.frames(whole))) == 40, "a whole one says nothing"
+    content, cut = whole.read_bytes(), tmp_path / f"cut-{name}"
+    cut.write_bytes(content[: len(content) // 2])
+    seen = []
+    with pytest.raises(video.Cut, match=rf"cut-{name}: .* after frame \d+") as told:
+        for number, _, _ in video.frames(cut):
+            seen.append(number)
+    assert 5 < len(seen) < 35 and f"after frame {seen[-1]} " in str(told.value)
+    next(video.frames(cut))  # who asks for no more is not bothered
+
+
+def test_a_silent_end_says_of_how_many_frames(tmp_path):
+    whole = encoded(tmp_path / "a.mp4", options={"movflags": "faststart"})
+    with av.open(str(whole)) as container:  # cut between two frames: the decoder has nothing to object to
+        places = sorted((packet.pos, packet.size) for packet in container.demux(video=0) if packet.size)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: sum(places[19])])
+    with pytest.raises(video.Cut, match=r"cut\.mp4: ends after frame \d+ of 40: cut or damaged$"):
+        list(video.frames(cut))
+    cut.write_bytes(whole.read_bytes()[: sum(places[40 - 1 - video.SLACK])])
+    assert 40 - video.SLACK <= len(list(video.frames(cut))) < 40, "a few frames fewer than a file's count are no fault"
+    assert labelling.label(cut, tmp_path / "labels") < 40
+    cut.write_bytes(whole.read_bytes()[: sum(places[19])])
+    with pytest.raises(HpmlError, match=r"of 40: cut or damaged"):
+        labelling.label(cut, tmp_path / "others")
+    assert not (tmp_path / "others/tasks_cut.json").exists()
+
+
+def test_frames_that_an_edit_list_hides_are_not_missed(tmp_path):
+    path = encoded(tmp_path / "a.mp4", gap=20, options={"avoid_negative_ts": "disabled"})
+    assert video.facts(path).frames == 40 and len(list(video.frames(path))) == 20
