@@ -4,7 +4,7 @@
 
 The link is measured by all-reduces of gloo over loopback. Compute and the exposed share of the communication come from steps of 1 and 4
 micro-batches. Held back: the step of one micro-batch of twice the size, whose compute comes from its own accumulated step. About 6 minutes
-on two cores; needs two. Beyond two ranks nothing is measured: the curve is the model's, beside published points of other machines.
+on two cores; needs two. Beyond two ranks nothing is measured: the curve is the model's. Table and sentences: hpml/scaling.py.
 """
 
 import argparse
@@ -23,9 +23,6 @@ from hpml.env import HpmlError
 
 RANKS, COUNT = 2, 4
 SIZES = [4 * 4**power for power in range(4, 13)]  # bytes: 1 KiB to 64 MiB
-MLPERF = {64: 0.63, 512: 0.41}  # ResNet-50, of the efficiency at 8 devices (MLPerf Training)
-LINKS = {"10 Gbit/s Ethernet": scaling.Link(1.25e9, 30e-6), "NVLink, 300 GB/s": scaling.Link(3e11, 5e-6)}  # assumed, said so
-DEVICES = (1, 2, 4, 8)
 
 
 def rank(index: int, meet: str, answer: str) -> None:
@@ -87,26 +84,14 @@ def main() -> None:
     compute, exposed = scaling.fit_step(middle[small, 1], middle[small, COUNT], COUNT, sent)
     larger = (middle[large, COUNT] - exposed * sent) / COUNT
     predicted, found = scaling.step_s(larger, exposed, nbytes, RANKS, link), middle[large, 1]
-    links = {f"loopback here, {link.bytes_s / 1e9:.2f} GB/s": link, **LINKS}
-    rows = [{"devices": n, **{name: f"{scaling.efficiency(compute, exposed, nbytes, n, one):.0%}" for name, one in links.items()}}
-            for n in DEVICES]
-    published = " and ".join(f"{share:.0%} at {n}" for n, share in MLPERF.items())
-    says = [
-        f"Link: {link.bytes_s / 1e9:.2f} GB/s and {1e6 * link.latency_s:.0f} us a message fit the all-reduces within {worst:.0%}.",
-        f"A step of {small} samples a rank: {1e3 * compute:.0f} ms of arithmetic; {nbytes / 1e6:.0f} MB of gradients take "
-        f"{1e3 * sent:.0f} ms, of which {exposed:.0%} stand in the step.",
-        f"Held back, {large} samples a rank: predicted {1e3 * predicted:.0f} ms, measured {1e3 * found:.0f} ms, an error of "
-        f"{predicted / found - 1:+.1%}.",
-        "The table is the model's, not measured; links other than the loopback are assumed. Published for ResNet-50 in MLPerf Training, of "
-        f"the efficiency at 8 devices: {published}.",
-    ]
-    path = studies.write("scaling", {
+    facts = {
         "tier": asked.tier, "data": data, "n": sum(map(len, seconds.values())), "knobs": {"ranks": RANKS, "rounds": asked.rounds},
-        "rows": rows, "says": says, "gradient_bytes": nbytes, "allreduce": dict(zip(SIZES, measured, strict=True)),
+        "gradient_bytes": nbytes, "allreduce": dict(zip(SIZES, measured, strict=True)),
         "link": {"bytes_s": link.bytes_s, "latency_s": link.latency_s, "worst_error": worst},
         "steps": [{"micro_batch": micro, "micro_batches": count, "seconds": values} for (micro, count), values in seconds.items()],
-        "compute_s": compute, "exposed": exposed, "held_back": {"predicted_s": predicted, "measured_s": found}})
-    print(studies.text("scaling", "python benchmarks/scaling.py"), path, sep="\n")
+        "compute_s": compute, "exposed": exposed, "held_back": {"predicted_s": predicted, "measured_s": found}}
+    path = studies.write("scaling", {**facts, "rows": scaling.table(facts), "says": scaling.said(facts)})
+    print(studies.described(studies.read("scaling"), "python benchmarks/scaling.py"), scaling.text(facts), path, sep="\n")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 
 The all-reduce is the bandwidth-optimal ring (Patarasuk and Yuan, Journal of Parallel and Distributed Computing 69, 2009, pages
 117-124): each device sends 2 (n - 1) / n of the bytes in 2 (n - 1) messages. `exposed` is the share that the backward pass does not
-hide: 1 without any overlap, 0 with a perfect one, and above 1 where sending takes the cores that compute. Each device has a batch of
-its own, so the ideal step is as long as that of one (weak scaling).
+hide: 1 without any overlap, 0 with a perfect one, and above 1 where sending takes the cores that compute. What a step does once besides
+(the optimizer's update) is counted in it too: efficiencies are lower bounds. Each device has a batch of its own, so the ideal step is as
+long as that of one (weak scaling).
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,10 @@ class Link:
 
     bytes_s: float
     latency_s: float
+
+
+DEVICES = (1, 2, 4, 8)
+ASSUMED = {"10 Gbit/s Ethernet (assumed)": Link(1.25e9, 30e-6)}  # between machines with CPUs; the links of GPUs belong to steps of GPUs
 
 
 def allreduce_s(nbytes: float, n: int, link: Link) -> float:
@@ -55,3 +60,50 @@ def step_s(compute: float, exposed: float, nbytes: float, n: int, link: Link, *,
 def efficiency(compute: float, exposed: float, nbytes: float, n: int, link: Link, *, of: int = 1) -> float:
     """Samples/s of n devices over n / `of` times those of `of` devices."""
     return step_s(compute, exposed, nbytes, of, link) / step_s(compute, exposed, nbytes, n, link)
+
+
+def parity_devices(step_s: float, nbytes: float, bytes_s: float) -> float:
+    """n* = 1 + T B / (2 nbytes): where sending takes as long as the arithmetic of one step of T seconds divided over n devices."""
+    return 1 + step_s * bytes_s / (2 * nbytes)
+
+
+def table(facts: dict) -> list[dict]:
+    """A line for each number of devices: efficiency by link, from the figures of `benchmarks/scaling.py`."""
+    link = Link(facts["link"]["bytes_s"], facts["link"]["latency_s"])
+    links = {f"loopback there, {link.bytes_s / 1e9:.2f} GB/s": link, **ASSUMED}
+    step = facts["compute_s"], facts["exposed"], facts["gradient_bytes"]
+    return [{"devices": n, **{name: f"{efficiency(*step, n, one):.0%}" for name, one in links.items()}} for n in DEVICES]
+
+
+def said(facts: dict) -> list[str]:
+    """What those figures say: the link and the fit's errors, the step, the step held back, and what is a model's."""
+    ranks, exposed, nbytes = facts["knobs"]["ranks"], facts["exposed"], facts["gradient_bytes"]
+    link = Link(facts["link"]["bytes_s"], facts["link"]["latency_s"])
+    off = {int(size): allreduce_s(int(size), ranks, link) / seconds - 1 for size, seconds in facts["allreduce"].items()}
+    worst, largest = max(off, key=lambda size: abs(off[size])), max(off)
+    small, large = (choose(step["micro_batch"] for step in facts["steps"]) for choose in (min, max))
+    sent, held = allreduce_s(nbytes, ranks, link), facts["held_back"]
+    above = " Above 1 because of that, or because sending takes cores from computing: the study cannot tell." if exposed > 1 else ""
+    return [
+        f"Link: {link.bytes_s / 1e9:.2f} GB/s and {1e6 * link.latency_s:.0f} us a message, fitted to all-reduces of {len(off)} sizes. "
+        f"The fit is {off[largest]:+.0%} off at the largest ({largest / 2**20:,.0f} MiB) and at worst {off[worst]:+.0%} "
+        f"(at {worst / 2**10:,.0f} KiB).",
+        f"A step of {small} samples a rank: {1e3 * facts['compute_s']:.0f} ms forwards and backwards, and {1e3 * exposed * sent:.0f} ms "
+        f"more. That is {exposed:.2f} times the {1e3 * sent:.0f} ms that an all-reduce of {nbytes / 1e6:.0f} MB of gradients takes alone. "
+        f"What a step does once besides, such as the optimizer's update, is in it, so the efficiencies are lower bounds.{above}",
+        f"Held back, {large} samples a rank: predicted {1e3 * held['predicted_s']:.0f} ms, measured {1e3 * held['measured_s']:.0f} ms, "
+        f"an error of {held['predicted_s'] / held['measured_s'] - 1:+.1%}.",
+        f"Measured were steps of {ranks} ranks; the efficiencies are the model's.",
+    ]
+
+
+def text(facts: dict) -> str:
+    """The study as its notebook prints it, below the line that says where it comes from."""
+    import pandas as pd
+
+    small = min(step["micro_batch"] for step in facts["steps"])
+    smoke = " (smoke: not a result)" if facts["tier"] == "smoke" else ""
+    return "\n".join([
+        f"{facts['data']}, n={facts['n']:,}, tier {facts['tier']}{smoke}",
+        f"Weak-scaling efficiency (each device keeps {small} samples, so the batch grows): samples/s over n times those of one device",
+        pd.DataFrame(table(facts)).to_string(index=False), *said(facts)])

@@ -1,5 +1,6 @@
 """What notebooks 25 and 26 say of reference machines: of one with CPUs, one with a GPU and one with two, from made-up records."""
 
+import json
 import os
 from pathlib import Path
 
@@ -23,9 +24,10 @@ def made(folder: Path, *, notebook: str, machine: str, phase: str, cases: list[t
         for number in range(3):
             for order, (knobs, seconds, arm) in enumerate(members):
                 differs = [name for name, value in knobs.items() if validate(phase, base)[name] != value]
-                case = {"workload": "resnet50", "phase": phase, "tier": "cpu", "technique": "noise_floor" if arm else "+".join(differs),
-                        "key": f"{group}{order}", "group": group, "label": ", ".join(f"{k}={v}" for k, v in knobs.items()), "order": order,
-                        "baseline": f"{group}0", "arm": arm, "differs_in": differs}
+                label = ", ".join(f"{k}={v}" for k, v in knobs.items()) or "plain"
+                case = {"workload": "resnet50", "phase": phase, "tier": "cpu", "label": label, "order": order, "differs_in": differs,
+                        "technique": "noise_floor" if arm else "+".join(differs) or "none", "key": f"{group}{order}", "group": group,
+                        "baseline": f"{group}0", "arm": arm}
                 shared = {"run_id": "test", "notebook": notebook, "machine": {"id": machine}, "case": case, "protocol": {"round": number},
                           "knobs": validate(phase, {**knobs, "batch": 32})}
                 if isinstance(seconds, str):
@@ -64,11 +66,19 @@ def test_26_on_two_cores_and_on_one_and_two_gpus(tmp_path, monkeypatch):
     made(tmp_path, notebook=notebook, machine="one-gpu", phase="train", cases=[
         (cuda, 0.1), (cuda | {"parallel": "dp"}, 0.1), (cuda | {"parallel": "ddp"}, 0.105),
         (cuda | {"parallel": "ddp", "ranks": 2}, "2 ranks need 2 GPUs, here is 1: NCCL forbids two ranks on one")])
+    made(tmp_path, notebook=notebook, machine="slow-gpu", phase="train", cases=[(cuda, 0.3), (cuda | {"parallel": "dp"}, 0.3)])
+    study = tmp_path / "own" / "studies" / "scaling.json"
+    study.parent.mkdir(parents=True)
+    study.write_text(json.dumps({"link": {"bytes_s": 1e9}, "machine": {"id": "here"}}))
+    monkeypatch.setenv("HPML_RESULTS", str(tmp_path / "own"))
     text = said("26", tmp_path, monkeypatch)
     assert "over one process with one thread, parallel=ddp, ranks=2 gives 1.80x and one process with all threads 1.50x" in text
     assert "over one process with one thread, replicas=2 gives 2.00x and one process with all threads 1.33x" in text
     assert "replicas=2 takes 2.00x the memory of one process" in text
-    assert "two ranks send 100 MB each in a step of 300 ms" in text and "sending takes as long as the arithmetic at 38 of them" in text
+    assert "two ranks send 100 MB each; one process takes 300 ms a step" in text
+    assert "with 1.00 GB/s (measured by the study on here): sending takes as long as the arithmetic at 2.5 devices" in text
+    assert "with 25.00 GB/s (assumed between devices): sending takes as long as the arithmetic at 13.5 devices" in text
+    assert "the batch of 32 samples ends, at one for each device" in text
     assert "was not measured here: 2 ranks need 2 GPUs" in text and "no GPU here" in text
     assert "no reference machine has two" in text and "no reference records yet" not in text
 
@@ -85,8 +95,11 @@ def test_25_tells_the_break_even_and_what_was_given_up(tmp_path, monkeypatch):
         ({"script": "none"}, 0.30), ({"script": "torchscript"}, 0.31), ({"script": "compile"}, 0.27)])
     made(tmp_path, notebook=notebook, machine="slow", phase="train", cases=[
         ({"script": "none"}, 0.9), ({"script": "compile"}, "compiling took more than 60 s at this tier")])
+    made(tmp_path, notebook=notebook, machine="two-cores", phase="infer", cases=[
+        ({"engine": "eager"}, 0.06), ({"engine": "torchscript"}, 0.05995)])
     text = said("25", tmp_path, monkeypatch)
     assert "script=torchscript: cold start 1.00 s; break-even: never" in text
+    assert "engine=torchscript: cold start 1.00 s; break-even: not shown" in text
     assert "script=compile: cold start 46.0 s, 6.00 s from a filled cache; break-even: 1,500 steps" in text
     assert "was not measured here: compiling took more than 60 s at this tier" in text
 

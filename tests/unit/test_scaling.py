@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpml.scaling import Link, allreduce_s, efficiency, fit_link, fit_step, step_s
+from hpml.scaling import Link, allreduce_s, efficiency, fit_link, fit_step, parity_devices, said, step_s, table, text
 
 LINK = Link(bytes_s=1e9, latency_s=50e-6)
 
@@ -32,3 +32,26 @@ def test_efficiency_falls_with_what_is_exposed():
     assert efficiency(0.3, 0.0, 1e8, 64, LINK) == 1
     assert efficiency(0.3, 1.0, 1e8, 8, LINK) == pytest.approx(0.3 / (0.3 + allreduce_s(1e8, 8, LINK)))
     assert efficiency(0.3, 1.0, 1e8, 64, LINK, of=8) > efficiency(0.3, 1.0, 1e8, 64, LINK)
+
+
+def test_sending_takes_as_long_as_the_divided_arithmetic_where_the_formula_says():
+    n = parity_devices(0.3, 1e8, 1e9)
+    assert n == pytest.approx(2.5) and 0.3 / n == pytest.approx(2 * (n - 1) / n * 1e8 / 1e9)
+
+
+def facts(exposed: float) -> dict:
+    off = {size: allreduce_s(size, 2, LINK) for size in (1024, 2**20)}
+    return {"tier": "cpu", "data": "CIFAR-10", "n": 12, "knobs": {"ranks": 2}, "gradient_bytes": 1e8, "compute_s": 0.3, "exposed": exposed,
+            "link": {"bytes_s": LINK.bytes_s, "latency_s": LINK.latency_s}, "allreduce": {"1024": off[1024] * 2, str(2**20): off[2**20]},
+            "steps": [{"micro_batch": micro} for micro in (8, 4)], "held_back": {"predicted_s": 0.7, "measured_s": 0.8}}
+
+
+def test_the_study_in_words_says_what_its_percentages_are():
+    told = text(facts(0.5))
+    assert "Weak-scaling efficiency (each device keeps 4 samples" in told and "efficiencies are lower bounds" in told
+    assert "+0% off at the largest (1 MiB) and at worst -50% (at 1 KiB)" in told and "an error of -12.5%" in told
+    assert "300 ms forwards and backwards, and 50 ms more. That is 0.50 times the 100 ms" in told
+    assert "Above 1" not in told and "Above 1" in " ".join(said(facts(2.5)))
+    one, two, *_ = table(facts(0.5))
+    assert one == {"devices": 1, "loopback there, 1.00 GB/s": "100%", "10 Gbit/s Ethernet (assumed)": "100%"}
+    assert two["loopback there, 1.00 GB/s"] == f"{0.3 / (0.3 + 0.5 * allreduce_s(1e8, 2, LINK)):.0%}" and "NVLink" not in told
