@@ -11,24 +11,30 @@ from hpml import env
 from hpml.env import HpmlError
 
 # Knobs of inference that a service settles itself: by its streams, its queue, and engines that it keeps.
-OF_THE_SERVICE = ("threads", "batch", "hint", "shapes", "stored", "replicas", "measure")
+# The batch of a recommendation was measured without a deadline: how many requests share a call is --max-batch, or what --search found.
+OF_THE_SERVICE = ("batch", "hint", "shapes", "stored", "replicas", "measure")
+
+WORKLOAD = "resnet50"
+# What is served where neither a flag nor --config says it; image None: the tier's, or that of trained weights.
+DEFAULTS = {"engine": "openvino", "precision": "fp32", "image": None, "weights": "auto", "data": "auto", "device": "cpu"}
 
 
 def serve(
-    workload: Annotated[str, typer.Option(help="a workload of the course by name, or a file of your own")] = "resnet50",
+    workload: Annotated[str | None, typer.Option(help="a workload of the course by name, or a file of your own (default: the only one of "
+                                                 "--config, else resnet50)")] = None,
     config: Annotated[Path | None, typer.Option(help="a recommended.yaml (hpml report writes it); flags override it")] = None,
     engine: Annotated[str | None, typer.Option(help="openvino (default), onnxruntime, eager, torchscript, compile or tensorrt")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 (default), bf16, fp16 or int8")] = None,
     host: Annotated[str, typer.Option(help="127.0.0.1 is this machine alone; 0.0.0.0 opens it to the network")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 = any free one")] = 8000,
     run_id: Annotated[str | None, typer.Option(help="the run whose trained weights are served and that keeps the engine")] = None,
-    weights: Annotated[str, typer.Option(help="auto (the run's, else published ones, else random), random, trained, pretrained, a file")
-                       ] = "auto",
+    weights: Annotated[str | None, typer.Option(help="auto (default: the run's, else published ones, else random), random, trained, "
+                                                "pretrained, a file")] = None,
     gallery: Annotated[str | None, typer.Option(help="clip: a folder of pictures to search (default: test frames)")] = None,
     image: Annotated[int | None, typer.Option(help="side of the model's input in pixels (default: the tier's)")] = None,
     tier: Annotated[str, typer.Option(help="sizes: smoke, cpu, gpu or full")] = "cpu",
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    data: Annotated[str, typer.Option(help="auto, real, standin or one data set by name")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu (default) or cuda")] = None,
+    data: Annotated[str | None, typer.Option(help="auto (default), real, standin or one data set by name")] = None,
     streams: Annotated[int | None, typer.Option(help="model calls at the same time")] = None,
     threads: Annotated[int | None, typer.Option(help="compute threads of all streams together")] = None,
     max_batch: Annotated[int | None, typer.Option(help="requests in one model call, at most")] = None,
@@ -37,26 +43,36 @@ def serve(
     deadline_ms: Annotated[float | None, typer.Option(help="a request that would take longer is refused at once (503)")] = None,
     decoders: Annotated[int | None, typer.Option(help="threads that turn bytes into inputs")] = None,
     max_body_mb: Annotated[float | None, typer.Option(help="a larger body is refused (413)")] = None,
+    max_bodies_mb: Annotated[float | None, typer.Option(help="beyond so much of all bodies under way a request is refused (503)")] = None,
     max_megapixels: Annotated[float | None, typer.Option(help="a larger picture is refused (413) before it is decoded")] = None,
     search: Annotated[bool, typer.Option("--search", help="find streams and batch by a short search, save them, and end")] = False,
 ) -> None:
     """Serve a workload over HTTP, with a page at /. Loopback only; a deadline kept by refusing what would miss it."""
+    from hpml import workloads
     from hpml.serve import server
 
     given = {"streams": streams, "threads": threads, "max_batch": max_batch, "max_wait_ms": max_wait_ms, "queue": queue,
-             "deadline_ms": deadline_ms, "decoders": decoders, "max_body_mb": max_body_mb, "max_megapixels": max_megapixels}
+             "deadline_ms": deadline_ms, "decoders": decoders, "max_body_mb": max_body_mb, "max_bodies_mb": max_bodies_mb,
+             "max_megapixels": max_megapixels}
     given = {name: value for name, value in given.items() if value is not None}
     knobs = {}
     if config:
         from hpml import configfile
 
-        found = configfile.read(config, phase="infer", workload=workload)
+        found = configfile.read(config, phase="infer", workload=workload, default=WORKLOAD, without=OF_THE_SERVICE)
         print(found.note, file=sys.stderr)
-        knobs = {name: value for name, value in found.knobs.items() if name not in OF_THE_SERVICE}
-        given = {"threads": found.knobs["threads"]} | given if "threads" in found.knobs else given
-    asked = {"engine": engine or knobs.pop("engine", "openvino"), "precision": precision or knobs.pop("precision", "fp32"), "tier": tier,
-             "image": image, "run_id": run_id, "weights": weights, "data": data, "device": device,
-             "knobs": {name: value for name, value in knobs.items() if name not in ("engine", "precision")}}
+        workload, knobs = found.workload, dict(found.knobs)
+        given = {name: knobs.pop(name) for name in ("threads",) if name in knobs} | given
+    workload = workload or WORKLOAD
+    flags = {"engine": engine, "precision": precision, "image": image, "weights": weights, "data": data, "device": device}
+    chosen = {name: knobs.pop(name, DEFAULTS[name]) if flag is None else flag for name, flag in flags.items()}
+    asked = {**chosen, "tier": tier, "run_id": run_id, "knobs": {name: value for name, value in knobs.items() if name not in chosen}}
+    if chosen["device"] == "cuda" and env.no_gpu():
+        raise HpmlError(f"device cuda: {env.no_gpu()}")
+    if gallery is not None and (module := workloads.get(workload)).NAME != "clip":
+        raise HpmlError(f"--gallery {gallery}: {module.TITLE} searches no pictures, only --workload clip does")
+    if gallery is not None and not Path(gallery).expanduser().is_dir():
+        raise HpmlError(f"--gallery {gallery}: no such folder")
     if search:
         print(server.search(workload, given, **asked))
     else:
@@ -149,4 +165,6 @@ def track(
     done = application.track(video, out=out, weights=weights, engine=engine, precision=precision, tier=tier, image=image, variant=variant,
                              device=device, annotate=annotate, say=lambda line: print(line, file=sys.stderr, flush=True))
     print(application.text(done))
-    print(f"written to {out or env.results_dir() / 'track' / video.stem}: {', '.join(application.FILES.values())}")
+    print(f"written to {out or env.results_dir() / 'track' / video.stem}: {', '.join(done['written'])}")
+    if done["incomplete"]:
+        raise typer.Exit(1)

@@ -23,24 +23,25 @@ class Config:
     note: str
 
 
-def read(path: Path, *, phase: str, workload: str | None = None) -> Config:
-    """The recommendation for `workload` (without a name: the only one of this phase) in the file at `path`.
+def read(path: Path, *, phase: str, workload: str | None = None, default: str | None = None, without: tuple[str, ...] = ()) -> Config:
+    """The recommendation for `workload` in the file at `path`; without a name for the only one of this phase, or for `default` where the
+    file has several. Knobs of `without` are left out, and the note says so.
 
     The part of this machine is taken where the file has one, else the part that the file names by `machine`. Raises HpmlError, in one
     line, for what is no such file, for an unknown key, knob or workload, for a value of the wrong type, and where the file has no
     recommendation.
     """
-    machines, default = _machines(path)
+    machines, theirs = _machines(path)
     here = env.machine()["id"]
-    chosen = here if here in machines else default
+    chosen = here if here in machines else theirs
     if chosen not in machines:
         raise HpmlError(f"{path}: nothing for this machine ({here}) and no `machine` that names one of {', '.join(machines)}")
     entries = _entries(path, machines[chosen], phase)
     if workload is None:
         named = [name for name, entry in entries.items() if "knobs" in entry]
-        if len(named) != 1:
+        if len(named) != 1 and default not in named:
             raise HpmlError(f"{path}: recommends {phase} for {', '.join(named) or 'no workload'}: name the workload")
-        workload = named[0]
+        workload = named[0] if len(named) == 1 else default
     key = workload if workload in entries else Path(workload).stem
     if key not in entries:
         raise HpmlError(f"{path}: no workload {workload!r} for {phase}: it has {', '.join(entries) or 'none'}")
@@ -53,8 +54,14 @@ def read(path: Path, *, phase: str, workload: str | None = None) -> Config:
     except HpmlError as error:
         raise HpmlError(f"{path}: {key}.{phase}: {error}") from None
     where = "" if chosen == here else f"; measured on another machine than this one ({here})"
-    turned = ", ".join(f"{name}={value}" for name, value in knobs.items())
-    return Config(workload, knobs, f"{path}: {turned}, as recommended for {chosen}{where}")
+    taken = {name: value for name, value in knobs.items() if name not in without}
+    note = f"{path}: {_turned(taken) or 'no knobs'}, as recommended for {chosen}{where}"
+    left = {name: value for name, value in knobs.items() if name in without}
+    return Config(workload, taken, note + (f"; not taken, as the service settles them: {_turned(left)}" if left else ""))
+
+
+def _turned(knobs: dict) -> str:
+    return ", ".join(f"{name}={value}" for name, value in knobs.items())
 
 
 def _machines(path: Path) -> tuple[dict, str | None]:

@@ -12,7 +12,8 @@ def bless(run_id: str) -> Path:
     """Put a run's records into the reference of its machine, with tables and charts of the whole; returns the folder.
 
     A reference may grow run by run: what it has of the same workloads from the same notebooks is replaced, as is all that another
-    protocol measured. Raises HpmlError unless notebooks measured it, not at the smoke tier, and every comparison with figures has 6 rounds, its noise floor and a clean, known commit.
+    protocol measured. Raises HpmlError unless notebooks measured it, not at the smoke tier, and every comparison with figures has
+    6 rounds, its noise floor and a clean, known commit.
     """
     run = env.run_dir(run_id)
     found = records.read(run / "records.jsonl")

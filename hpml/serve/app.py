@@ -45,6 +45,7 @@ def make_app(service: Service, *, gallery: Gallery | None = None, api_key: str |
 
     @asynccontextmanager
     async def lifespan(_app):
+        asyncio.get_running_loop().set_exception_handler(watch.loop_failed)
         yield
         await asyncio.to_thread(service.close)  # uvicorn has waited for the answers by now
 
@@ -64,20 +65,20 @@ def make_app(service: Service, *, gallery: Gallery | None = None, api_key: str |
 
     async def predict_picture(request: Request) -> Response:
         """The answer to a picture: the raw bytes as the body (image/*), or a form with one file."""
-        answer = await asked(request, (await bodies.picture(request, settings))[0])
+        answer = await asked(request, (await bodies.picture(request, settings, watch.room))[0])
         if "mask_png" in answer.value and "image/png" in request.headers.get("accept", ""):
             return Response(base64.b64decode(answer.value["mask_png"]), media_type="image/png")
         return told(request, answer.value, answer)
 
     async def predict_text(request: Request) -> Response:
         """The answer to a text: {"text": "..."}."""
-        text, _ = await bodies.text(request, settings)
+        text, _ = await bodies.text(request, settings, watch.room)
         answer = await asked(request, text.encode())
         return told(request, answer.value, answer)
 
     async def embed_text(request: Request) -> Response:
         """A text's embedding, of length 1: {"text": "..."}."""
-        text, _ = await bodies.text(request, settings)
+        text, _ = await bodies.text(request, settings, watch.room)
         answer = await asked(request, text.encode(), "text")
         return told(request, answer.value, answer)
 
@@ -85,7 +86,7 @@ def make_app(service: Service, *, gallery: Gallery | None = None, api_key: str |
         """The frames of the gallery that are nearest to a text: {"text": "...", "k": 12}."""
         if gallery is None:
             raise BadInput(404, "no gallery is served: start with --gallery FOLDER")
-        text, body = await bodies.text(request, settings)
+        text, body = await bodies.text(request, settings, watch.room)
         answer = await asked(request, text.encode(), "text")
         found = gallery.nearest(answer.value["embeddings"][0], bodies.whole_number(body, "k", 12, least=1, most=100))
         return told(request, {"results": found, "of": len(gallery.names)}, answer)
@@ -93,7 +94,7 @@ def make_app(service: Service, *, gallery: Gallery | None = None, api_key: str |
     async def zero_shot(request: Request) -> Response:
         """Which of your own labels fits a picture: a form with the file and `labels` (one a line, or the field again and again),
         or the raw bytes with ?labels=..."""
-        content, form = await bodies.picture(request, settings)
+        content, form = await bodies.picture(request, settings, watch.room)
         labels = bodies.labels([*request.query_params.getlist("labels"), *form.get("labels", [])], settings)
         words = "\0".join(f"a photo of {label}" for label in labels)
         texts = await asked(request, words.encode(), "text", rows=len(labels))

@@ -1,29 +1,104 @@
-"""What arrives over HTTP, read within the limits: the bytes of a picture, a text, labels, a deadline."""
+"""What arrives over HTTP, read within the limits: connections, the bytes of a picture, a text, labels, a deadline."""
 
 import asyncio
 import json
 
 from fastapi import Request
+from starlette.datastructures import State
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hpml.serve.settings import BadInput, Settings
+from hpml.serve.settings import BadInput, Busy, Settings
 
 DRAINED_MB = 200.0  # of a body that is too large so much is read and thrown away, so that the client sees the answer and not a broken pipe
 MOST_DEADLINE_MS = 600_000
 LABEL_CHARACTERS = 200
+HEAD_S = 15.0  # within which a connection sends a whole request head, after it was made or after its last answer
+ROOM_RETRY_S = 1.0
 
 
-async def body(request: Request, settings: Settings) -> bytes:
-    """The whole body. Raises BadInput: 413 beyond max_body_mb, 408 where the client takes longer than body_s."""
+class Connection(H11Protocol):
+    """One connection of uvicorn's. It is closed where no whole request head comes within HEAD_S: uvicorn itself waits for ever for the
+    first one, and for the rest of a head. Beyond `most` connections the one that has waited longest for a head makes room, so that idle
+    ones keep nobody out."""
+
+    def __init__(self, *args, most: int, **named) -> None:
+        super().__init__(*args, **named)
+        self.most = most
+        self.wait: asyncio.TimerHandle | None = None  # for a head; None while a request is under way
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._time()
+        if len(self.connections) > self.most:
+            oldest = min((one for one in self.connections if one.wait), key=lambda one: one.wait.when())  # this one, if no other waits
+            oldest._end_wait()
+            oldest.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._time()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._end_wait()
+
+    def _time(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._end_wait()
+        elif self.wait is None and not self.transport.is_closing():
+            self.wait = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _end_wait(self) -> None:
+        if self.wait is not None:
+            self.wait.cancel()
+            self.wait = None
+
+
+class Room:
+    """Bytes of bodies that all requests hold together, at most max_bodies_mb. Used by the event loop alone, so without a lock."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.most, self.taken = int(settings.max_bodies_mb * 1e6), 0
+
+    def check(self, count: int) -> None:
+        """Raises Busy where so many further bytes do not fit."""
+        if self.taken + count > self.most:
+            raise Busy(ROOM_RETRY_S, f"busy: the bodies under way would be more than {self.most / 1e6:g} MB together")
+
+    def take(self, state: State, count: int) -> None:
+        """Count bytes to a request, by its state. Raises Busy where they do not fit."""
+        self.check(count)
+        self.taken += count
+        state.body_bytes = getattr(state, "body_bytes", 0) + count
+
+    def leave(self, state: State) -> None:
+        """The request holds nothing any more."""
+        self.taken -= getattr(state, "body_bytes", 0)
+        state.body_bytes = 0
+
+
+async def body(request: Request, settings: Settings, room: Room) -> bytes:
+    """The whole body, counted in `room` until the request ends. Raises BadInput: 413 beyond max_body_mb, 408 where the client takes
+    longer than body_s; Busy where `room` is full."""
     most, parts, total = int(settings.max_body_mb * 1e6), [], 0
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and len(announced) < 16 and int(announced) <= most:  # Python refuses to read thousands of digits
+        room.check(int(announced))  # a hint, for an early answer: what counts is what arrives
     try:
         async with asyncio.timeout(settings.body_s):
             async for part in request.stream():
                 total += len(part)
                 if total <= most:
+                    room.take(request.state, len(part))
                     parts.append(part)
                 else:
                     parts.clear()
+                    room.leave(request.state)
                     if total > DRAINED_MB * 1e6:
                         break
     except ClientDisconnect:
@@ -35,10 +110,10 @@ async def body(request: Request, settings: Settings) -> bytes:
     return b"".join(parts)
 
 
-async def picture(request: Request, settings: Settings) -> tuple[bytes, dict[str, list[str]]]:
-    """(a picture's bytes, other fields of the form). Raises BadInput 415 for another media type."""
+async def picture(request: Request, settings: Settings, room: Room) -> tuple[bytes, dict[str, list[str]]]:
+    """(a picture's bytes, other fields of the form). Raises BadInput 415 for another media type, and what `body` raises."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    content = await body(request, settings)
+    content = await body(request, settings, room)
     if media.startswith("image/") or media == "application/octet-stream":
         return content, {}
     if media != "multipart/form-data":
@@ -64,10 +139,11 @@ async def picture(request: Request, settings: Settings) -> tuple[bytes, dict[str
         await form.close()
 
 
-async def text(request: Request, settings: Settings) -> tuple[str, dict]:
-    """(the text, the whole object) of a JSON body. Raises BadInput: 415, 400 for broken JSON, 422 for what is no object with a text."""
+async def text(request: Request, settings: Settings, room: Room) -> tuple[str, dict]:
+    """(the text, the whole object) of a JSON body. Raises BadInput: 415, 400 for broken JSON, 422 for what is no object with a text, and
+    what `body` raises."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    content = await body(request, settings)
+    content = await body(request, settings, room)
     if media != "application/json":
         raise BadInput(415, f"content type {media[:60] or 'none'}: send application/json")
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hpml import engines, env, infer, launch, pretrained, stored, workloads
 from hpml.cases import Case, case
 from hpml.env import HpmlError, Unavailable
-from hpml.knobs import defaults
+from hpml.knobs import defaults, validate
 from hpml.serve.settings import Settings
 from hpml.work import SHAPING
 
@@ -30,8 +30,8 @@ def plan(workload: str, *, engine: str, precision: str, tier: str, image: int | 
         raise Unavailable(f"{module.TITLE} in {precision}: its file says nothing about the answers that this may give (PARITY)")
     weights = _weights(name, run_id) if weights == "auto" else weights
     sizes = _trained_sizes(name, run_id) if weights == "trained" else {}
-    if image:
-        sizes["image"] = image
+    if image is not None:
+        sizes["image"] = validate("infer", {"image": image})["image"]  # also where it means nothing for the workload
     chosen = {**(knobs or {}), "engine": engine, "precision": precision, "weights": weights, "threads": settings.threads,
               "batch": settings.max_batch, "device": "cuda" if engine == "tensorrt" else device, "data": data}
     if engine == "openvino" and settings.max_batch == 1:

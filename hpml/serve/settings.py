@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hpml.env import HpmlError
 
 DEADLINE_MS = 150.0  # the study's goal: P99
+MOST_THREADS = 1024  # an engine that is asked for far more ends the process without a word
 
 
 class Busy(Exception):
@@ -36,6 +37,7 @@ class Settings:
     deadline_ms: float | None = None  # None: 150, or four times the model's own time where that alone would fill it
     decoders: int = 2  # threads that turn bytes into inputs
     max_body_mb: float = 20.0
+    max_bodies_mb: float = 200.0  # of all requests together: bodies that arrive or are being answered
     max_megapixels: float = 50.0
     max_labels: int = 100
     max_text: int = 10_000  # characters
@@ -49,6 +51,10 @@ class Settings:
             least = 0 if field.name in ("streams", "threads", "max_wait_ms") else 1e-6
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1e9:
                 raise HpmlError(f"{field.name}={value!r}: a number {'of at least 0' if least == 0 else 'above 0'} is needed")
+            if field.name in ("streams", "threads", "decoders") and value > MOST_THREADS:
+                raise HpmlError(f"{field.name}={value!r}: at most {MOST_THREADS} are possible")
+        if self.max_bodies_mb < self.max_body_mb:
+            raise HpmlError(f"max_bodies_mb={self.max_bodies_mb:g}: a body of {self.max_body_mb:g} MB (max_body_mb) would never fit")
 
 
 def settings_of(given: "Settings | dict | None") -> Settings:

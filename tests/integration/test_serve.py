@@ -1,6 +1,7 @@
 """The served API as its clients meet it: answers, refusals, abuse, and an end that loses nothing."""
 
 import concurrent.futures
+import contextlib
 import io
 import json
 import signal
@@ -217,6 +218,67 @@ def test_leaving_clients_leave_nothing_behind(tiny, client):
     assert not [line for line in tiny.logged() if line["level"] == "error"]
 
 
+def body_bytes(client) -> int:
+    return int(float(next(line for line in client.get("/metrics").text.splitlines() if line.startswith("hpml_body_bytes ")).split()[1]))
+
+
+def until(value, wanted) -> None:
+    """Waits for what the server has yet to notice."""
+    end = time.monotonic() + 60
+    while (found := value()) != wanted:
+        assert time.monotonic() < end, f"{found}, not {wanted}"
+        time.sleep(0.02)
+
+
+def test_bodies_under_way_have_one_limit_and_are_released_however_they_end(serving):
+    server = serving("tiny.py", *BATCHED, "--max-body-mb", "2", "--max-bodies-mb", "4")
+    host, port = server.url.removeprefix("http://").split(":")
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1950000\r\n\r\n"
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        with socket.create_connection((host, int(port))) as one, socket.create_connection((host, int(port))) as other:
+            for line in (one, other):
+                line.sendall(head + b"x" * 1_900_000)
+            until(lambda: body_bytes(client), 3_800_000)
+            for content in (b"x" * 300_000, (part for part in [b"x" * 100_000] * 3)):  # announced, and only known as it arrives
+                answer = send(client, content)
+                refused(answer, 503, "4 MB")
+                assert int(answer.headers["retry-after"]) >= 1
+            assert send(client, picture()).status_code == 200, "what fits is answered"
+        until(lambda: body_bytes(client), 0)  # both left in the middle
+        refused(send(client, (part for part in [b"x" * 100_000] * 30)), 413)
+        refused(send(client, b"x" * 1_900_000), 415)
+        assert send(client, b"x" * 300_000).status_code == 415 and body_bytes(client) == 0
+
+
+def test_idle_connections_starve_nobody_and_fill_no_log(tmp_path):
+    with (tmp_path / "log").open("w") as log:
+        command = ["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh", sys.executable, "-c", "from hpml.cli import main; main()", "serve"]
+        words = ["--port", "0", "--tier", "smoke", "--workload", str(Path(__file__).parent.parent / "tiny.py"), *BATCHED]
+        process = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=log, text=True)
+    with process.stdout, contextlib.ExitStack() as held:
+        try:
+            url = process.stdout.readline().split()[0]
+            host, port = url.removeprefix("http://").rstrip("/").split(":")
+            for _ in range(300):
+                held.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            with httpx.Client(base_url=url, timeout=60) as client:
+                assert client.get("/healthz").status_code == 200
+                assert send(client, picture()).status_code == 200
+        finally:
+            process.terminate()
+            process.wait(60)
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said and said.count("no connection can be taken") < 10
+
+
+def test_head_is_get_without_a_body(tiny, client):
+    for path in ("/", "/healthz", "/readyz", "/metrics", "/samples/0", "/assets/page.js", "/openapi.json"):
+        got, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content, head.headers["content-type"]) == (200, b"", got.headers["content-type"]), path
+    assert client.head("/v1/predict").status_code == 405 and client.head("/nothing").status_code == 404
+    assert client.get("/healthz").json() == {"status": "ok"}, "the connection still knows where an answer ends"
+
+
 def test_it_listens_on_loopback_only(tiny):
     addresses = {one.laddr.ip for one in psutil.Process(tiny.process.pid).net_connections() if one.status == psutil.CONN_LISTEN}
     assert addresses == {"127.0.0.1"}
@@ -229,8 +291,11 @@ def test_an_api_key_and_an_end_that_loses_no_accepted_request(serving):
     key = {"X-API-Key": "sésame".encode()}
     with httpx.Client(base_url=server.url, timeout=60) as client:
         refused(client.post("/v1/predict", content=picture(), headers={"Content-Type": "image/png"}), 401, "API key")
-        refused(client.get("/metrics", headers={"X-API-Key": "wrong"}), 401)
-        assert client.get("/metrics", headers={"Authorization": "Bearer sésame".encode()}).status_code == 200
+        wrong = client.get("/metrics", headers={"X-API-Key": "wrong"})
+        refused(wrong, 401)
+        assert wrong.headers["www-authenticate"] == "Bearer"
+        for scheme, status in (("Bearer", 200), ("bearer", 200), ("BEARER ", 200), ("Basic", 401)):
+            assert client.get("/metrics", headers={"Authorization": f"{scheme} sésame".encode()}).status_code == status
         assert client.get("/").status_code == client.get("/assets/page.js").status_code == client.get("/readyz").status_code == 200
 
         def ask(_):
@@ -257,6 +322,23 @@ def test_what_cannot_be_served_is_one_line(tmp_path):
         command = [sys.executable, "-c", "from hpml.cli import main; main()", "serve", "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 2 and f"hpml: cannot listen on 127.0.0.1:{port}" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_of_two_servers_on_one_port_one_ends_at_once(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = ["serve", "--port", port, "--tier", "smoke", "--workload", str(Path(__file__).parent.parent / "tiny.py"), *BATCHED]
+    both = [subprocess.Popen([sys.executable, "-c", "from hpml.cli import main; main()", *words], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(2)]
+    until(lambda: [one.poll() for one in both].count(2), 1)
+    lost, won = sorted(both, key=lambda one: one.poll() is None)
+    said = lost.communicate()
+    assert said == ("", f"hpml: cannot listen on 127.0.0.1:{port}: Address already in use\n")
+    assert won.stdout.readline().startswith(f"http://127.0.0.1:{port}/")
+    assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=60).status_code == 200
+    won.terminate()
+    assert "Traceback" not in won.communicate(timeout=60)[1]
 
 
 # ---- what the interface says of itself, held against what it does

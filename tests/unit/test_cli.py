@@ -1,8 +1,10 @@
 """The command line: mistakes are one line and exit code 2, nothing runs; every knob is a flag."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,23 @@ def test_training_prints_epochs_and_leaves_weights(tmp_path):
     assert len(list((tmp_path / "runs" / "mine" / "models").glob("*.safetensors"))) == 1
 
 
+def test_an_interrupted_training_says_how_to_go_on_and_shows_no_traceback(tmp_path):
+    """Ctrl-C at once, while the server of children still imports, and later, among its steps: it goes to the whole process group."""
+    for wait in (False, True):
+        training = subprocess.Popen([sys.executable, "-c", "from hpml.cli import main; main()", "train", TINY, "--epochs", "100000",
+                                     "--run-id", "mine"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                                    env={**os.environ, "HPML_RESULTS": str(tmp_path)},
+                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        if wait:
+            assert "epoch 1 of" in training.stdout.readline()
+        else:
+            while not list(tmp_path.glob("runs/mine/logs")):
+                time.sleep(0.05)
+        os.killpg(training.pid, signal.SIGINT)
+        _, said = training.communicate(timeout=300)
+        assert training.returncode != 0 and "--run-id mine goes on" in said and "Traceback" not in said, said
+
+
 def test_a_training_that_cannot_run_says_why(tmp_path):
     done = hpml("train", TINY, "--precision", "fp16", HPML_RESULTS=str(tmp_path))
     assert done.returncode == 2 and "FP16 training on a CPU" in done.stderr and "Traceback" not in done.stderr
@@ -128,3 +147,25 @@ def test_wrong_budgets(text):
 def test_the_environment_is_printed_without_touching_a_gpu():
     done = hpml("env")
     assert done.returncode == 0 and '"isa"' in done.stdout and '"openvino"' in done.stdout
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--gallery", "/nonexistent"], "only --workload clip"), (["--workload", "clip", "--gallery", "/nonexistent"], "no such folder"),
+    (["--image", "0"], "image=0: must be at least 8"), (["--workload", "xlnet", "--image", "0"], "image=0"),
+    (["--threads", "100000"], "threads=100000: at most 1024"), (["--streams", "100000"], "streams=100000: at most 1024"),
+    (["--decoders", "1025"], "decoders=1025: at most 1024"), (["--max-body-mb", "300"], "max_bodies_mb=200"),
+    (["--device", "tpu"], "device='tpu'")])
+def test_what_cannot_be_served_is_refused_before_any_work(words, said, tmp_path):
+    done = hpml("serve", "--port", "0", *words, HPML_RESULTS=str(tmp_path / "results"))
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
+    assert not (tmp_path / "results").exists(), "nothing was run or written"
+
+
+def test_cuda_without_a_gpu_is_not_served_by_flag_or_file(tmp_path):
+    if not env.no_gpu():
+        pytest.skip("this machine has a GPU")
+    file = tmp_path / "recommended.yaml"
+    file.write_text("{format: 1, machine: m, machines: {m: {workloads: {resnet50: {infer: {knobs: {device: cuda}}}}}}}")
+    for words in (["--device", "cuda"], ["--config", str(file)]):
+        done = hpml("serve", "--port", "0", *words)
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("hpml: device cuda: no NVIDIA GPU"), done.stderr

@@ -13,7 +13,8 @@ def test_defaults_are_complete_and_valid():
 
 @pytest.mark.parametrize(("settings", "said"), [
     ({"wrokers": 2}, "unknown knob 'wrokers'"), ({"precision": "fp8"}, "choose from fp32"), ({"batch": 0}, "at least 1"),
-    ({"precision": "int8"}, "choose from fp32, bf16, fp16$"), ({"lr": float("nan")}, "finite"), ({"batch": "8"}, "expected int"), ({"workers": -1}, "at least 0"), ({"pin_memory": 1}, "expected bool"), ({"hint": "latency"}, "phase"),
+    ({"precision": "int8"}, "choose from fp32, bf16, fp16$"), ({"lr": float("nan")}, "finite"),
+    ({"batch": "8"}, "expected int"), ({"workers": -1}, "at least 0"), ({"pin_memory": 1}, "expected bool"), ({"hint": "latency"}, "phase"),
 ])
 def test_a_wrong_setting_is_named(settings, said):
     with pytest.raises(HpmlError, match=said):

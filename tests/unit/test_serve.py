@@ -1,26 +1,40 @@
 """What a service makes of bytes, and words of outputs: pictures of every kind, the evaluation's own preprocessing, saved settings."""
 
+import asyncio
 import base64
+import contextlib
+import errno
+import functools
 import gc
 import io
 import json
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
+from starlette.datastructures import State
 
-from hpml import env, workloads
+from hpml import cli_serve, configfile, env, workloads
 from hpml.data.frames import FrameDataset
 from hpml.data.images import ImageDataset
 from hpml.data.masks import MaskDataset
 from hpml.env import HpmlError, Unavailable
-from hpml.serve import prepare, searching, service, tasks
+from hpml.serve import bodies, prepare, searching, server, service, tasks
 from hpml.serve.batching import Batcher
 from hpml.serve.inputs import open_picture, reader_of
-from hpml.serve.settings import BadInput, Settings
+from hpml.serve.settings import BadInput, Busy, Settings
+from hpml.serve.watch import Watch
 
 RANDOM = np.random.default_rng(0)
 
@@ -203,3 +217,163 @@ def test_an_answered_request_leaves_nothing_behind():
         assert len(seen) == 4 and not [pixels for pixels in seen if pixels() is not None]
     finally:
         gc.enable()
+
+
+def recommended(folder, **workloads_) -> str:
+    """A file of recommendations: knobs of inference by workload."""
+    found = {name: {"infer": {"knobs": knobs}} for name, knobs in workloads_.items()}
+    path = folder / "recommended.yaml"
+    path.write_text(json.dumps({"format": 1, "machine": "m", "machines": {"m": {"workloads": found}}}))
+    return path
+
+
+def test_what_a_file_says_is_served_unless_a_flag_says_otherwise(tmp_path, monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr(server, "serve", lambda workload, given, **asked: seen.update(asked, workload=workload, given=given))
+    cli_serve.serve()
+    plain = {name: seen[name] for name in cli_serve.DEFAULTS}
+    assert (seen["workload"], seen["knobs"], seen["given"], plain) == ("resnet50", {}, {}, cli_serve.DEFAULTS)
+    knobs = {"engine": "onnxruntime", "data": "standin", "weights": "random", "image": 64, "threads": 2, "batch": 8, "hint": "throughput",
+             "calib_samples": 16}
+    file = recommended(tmp_path, clip=knobs)
+    cli_serve.serve(config=file)
+    assert [seen[name] for name in ("workload", "engine", "data", "weights", "image")] == ["clip", "onnxruntime", "standin", "random", 64]
+    assert seen["given"] == {"threads": 2} and seen["knobs"] == {"calib_samples": 16}
+    note = capsys.readouterr().err
+    taken, left = note.split("; not taken, as the service settles them: ")
+    assert left == "batch=8, hint=throughput\n" and "engine=onnxruntime" in taken and "batch" not in taken
+    cli_serve.serve(config=file, engine="openvino", data="auto", weights="trained", image=96, threads=1)
+    assert (seen["engine"], seen["data"], seen["weights"], seen["image"]) == ("openvino", "auto", "trained", 96)
+    assert seen["given"] == {"threads": 1}
+
+
+def test_without_a_name_the_only_workload_of_a_file_is_taken_or_the_default(tmp_path):
+    file = recommended(tmp_path, clip={"engine": "openvino"}, resnet50={"engine": "eager"})
+    assert configfile.read(file, phase="infer", default="resnet50").workload == "resnet50"
+    for default in (None, "xlnet"):
+        with pytest.raises(HpmlError, match="clip, resnet50: name the workload"):
+            configfile.read(file, phase="infer", default=default)
+    with pytest.raises(HpmlError, match="no workload 'xlnet'"):
+        configfile.read(file, phase="infer", workload="xlnet", default="resnet50")
+
+
+def test_bodies_share_one_room_and_leave_it():
+    room, one, other = bodies.Room(Settings(max_body_mb=1, max_bodies_mb=1)), State(), State()
+    room.take(one, 600_000)
+    room.take(one, 300_000)
+    with pytest.raises(Busy) as full:
+        room.take(other, 200_000)
+    assert full.value.retry_after_s > 0 and room.taken == 900_000
+    room.take(other, 100_000)
+    for state in (one, one, other):
+        room.leave(state)
+    assert room.taken == 0
+    with pytest.raises(HpmlError, match="max_bodies_mb=1: a body of 20 MB"):
+        Settings(max_bodies_mb=1)
+
+
+@contextlib.contextmanager
+def answering(app, most: int = 100):
+    """The port of an application that uvicorn serves here by Connection."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = uvicorn.Config(app, http=functools.partial(bodies.Connection, most=most), ws="none", lifespan="off", log_config=None)
+        running = uvicorn.Server(config)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [taken]})
+        thread.start()
+        try:
+            yield taken.getsockname()[1]
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+async def slow(scope, receive, send):
+    """An answer that takes longer than a head may take."""
+    await asyncio.sleep(1.3 * bodies.HEAD_S)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+ASKED = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def connected(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
+
+
+def test_a_connection_without_a_whole_head_is_closed_and_a_slow_answer_is_not(monkeypatch):
+    monkeypatch.setattr(bodies, "HEAD_S", 2.0)
+    with answering(slow) as port, connected(port) as silent, connected(port) as half, connected(port) as asking:
+        asking.sendall(ASKED)
+        half.sendall(ASKED[:-2])
+        answer = asking.makefile("rb")
+        assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
+        asking.sendall(ASKED[:5])  # half a head, after an answer
+        assert answer.read().endswith(b"ok") and [line.recv(1) for line in (silent, half)] == [b"", b""], "closed by the server"
+
+
+def test_beyond_the_most_connections_the_one_that_waits_longest_makes_room(monkeypatch):
+    monkeypatch.setattr(bodies, "HEAD_S", 600)
+    begun, on = threading.Event(), threading.Event()
+
+    async def held(scope, receive, send):
+        begun.set()
+        await asyncio.to_thread(on.wait, 60)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    with answering(held, most=3) as port, connected(port) as asking:
+        asking.sendall(ASKED)
+        assert begun.wait(60)
+        idle = [connected(port) for _ in range(10)]
+        for line in idle[:8]:
+            with contextlib.suppress(ConnectionResetError):
+                assert line.recv(1) == b""
+        on.set()
+        assert asking.recv(9) == b"HTTP/1.1 ", "a request under way is not given up"
+        idle[9].sendall(ASKED)
+        assert idle[9].recv(9) == b"HTTP/1.1 ", "the newest waits for its head as before"
+        for line in idle:
+            line.close()
+
+
+def test_want_of_files_is_said_once_a_second_and_other_faults_as_ever(capsys, monkeypatch):
+    served = SimpleNamespace(settings=Settings(), outstanding=0, expected_s=float, batches=[])
+    watch, told = Watch(served), []
+    loop = SimpleNamespace(default_exception_handler=told.append)
+    for _ in range(5):
+        watch.loop_failed(loop, {"exception": OSError(errno.EMFILE, "Too many open files")})
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and json.loads(said)["error"] == "no connection can be taken: Too many open files" and not told
+    watch.loop_failed(loop, {"message": "x"})
+    watch.loop_failed(loop, {"exception": OSError(errno.EPIPE, "x")})
+    assert len(told) == 2
+
+
+def test_connections_are_a_quarter_of_the_files_that_may_be_open():
+    program = ("import resource; from hpml.serve.server import _most_connections as most; "
+               "print(most(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])")
+
+    def found(soft: int, hard: int) -> list[int]:
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
+                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)))
+        return [int(word) for word in done.stdout.split()]
+
+    assert found(128, 256) == [64, 256], "the soft limit is raised to the hard one"
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert found(hard, hard)[0] == min(1024, hard // 4) or hard == resource.RLIM_INFINITY
+
+
+def test_a_port_is_held_from_the_start_and_who_comes_early_is_told_so():
+    with server._bound("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(HpmlError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+            server._bound("127.0.0.1", port)
+        with server._early(taken), connected(port):  # one that says nothing keeps nobody waiting for long
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60)
+            with refused.value as answer:
+                assert (answer.code, answer.headers["Retry-After"]) == (503, "5")
+                assert set(json.load(answer)) == {"error", "request_id"}
