@@ -155,9 +155,10 @@ def _cases(records: Iterable[Record]) -> dict[str, list[Record]]:
     return found
 
 
-def noise_logs(records: Iterable[Record], phase: str) -> list[float]:
-    """A/A log-ratios among `records`, of this phase where there are some, else of any phase. Empty when none was measured."""
-    aa = [r for r in records if r.case["technique"] == NOISE and r.status == "ok"]
+def noise_logs(records: Iterable[Record], phase: str, device: str | None = None) -> list[float]:
+    """A/A log-ratios among `records`, of this phase where there are some, else of any phase; `device` leaves those of others out, as a
+    GPU's scatter says nothing of the CPU beside it. Empty when none was measured."""
+    aa = [r for r in records if r.case["technique"] == NOISE and r.status == "ok" and device in (None, r.knobs.get("device", device))]
     chosen = [r for r in aa if r.case["phase"] == phase] or aa
     logs = []
     groups: dict[str, list[Record]] = {}
@@ -194,7 +195,7 @@ def rows(records: Sequence[Record], noise: Sequence[Record] | None = None) -> li
     for cases in groups.values():
         base = next((c for c in cases.values() if c[0].case["key"] == c[0].case["baseline"]), None)
         ordered = sorted(cases.values(), key=lambda c: c[0].case["order"])
-        logs = noise_logs(noise, ordered[0][0].case["phase"])
+        logs = noise_logs(noise, ordered[0][0].case["phase"], ordered[0][0].knobs.get("device"))
         found += [_row(case, base, logs, records, known_limits) for case in ordered]
     return found
 
@@ -233,7 +234,8 @@ def _row(case: list[Record], base: list[Record] | None, noise: list[float], reco
         word, text = "not measured here", "not measured here: its baseline has no figure"
     else:
         word, text = speed_verdict(logs, floor)
-    quality = quality_verdict(last, base[-1] if base and not is_baseline else None, records)
+    against = ([r for r in base if r.status == "ok"] or base)[-1] if base and not is_baseline else None
+    quality = quality_verdict(last, against, records)
     per_s = statistics.median(rates.values()) if rates else None
     # A record measured before its machine's limits knows none; they may have been measured since.
     near = [r.limit if r.limit["percent"] else roofline.distance(r, r.limit, known_limits) for r in ok if r.limit]

@@ -25,6 +25,7 @@ from hpml import measure as m
 from hpml.env import HpmlError, Unavailable
 
 STEP_TIMEOUT_S, FIT_TIMEOUT_S = 100, 1800  # how long one waits for the others; between epochs rank 0 evaluates alone
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")  # what it tells each process
 GRACE_S = 2.0  # after one process failed, its siblings get so long to say why: the first to fall is not always the cause
 
 
@@ -48,7 +49,9 @@ def place() -> Place:
         return _place
     if "RANK" not in os.environ:
         return Place()
-    return Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")))
+    if absent := [name for name in TORCHRUN if not os.environ.get(name, "").isdigit()]:
+        raise HpmlError(f"RANK is set and {', '.join(absent)} is not a number: start it by torchrun, or unset RANK")
+    return Place(*(int(os.environ[name]) for name in TORCHRUN))
 
 
 def processes(phase: str, knobs: dict) -> int:

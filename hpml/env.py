@@ -1,7 +1,9 @@
 """Where things are, what machine this is, and what is available on it (and why not)."""
 
+import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -135,18 +137,36 @@ def gpus() -> list[dict]:
         return []
     try:
         driver = pynvml.nvmlSystemGetDriverVersion()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [{"name": pynvml.nvmlDeviceGetName(handle), "driver": driver,
-                 "memory_mib": pynvml.nvmlDeviceGetMemoryInfo(handle).total // 2**20} for handle in handles]
+        found = []
+        for i in range(pynvml.nvmlDeviceGetCount()):
+            with contextlib.suppress(pynvml.NVMLError_NoPermission):  # a device that was given to another job
+                handle = pynvml.nvmlDeviceGetHandleByIndex(i)
+                if not _is_visible(i, pynvml.nvmlDeviceGetUUID(handle)):
+                    continue
+                found.append({"name": pynvml.nvmlDeviceGetName(handle), "driver": driver, "memory_mib": None})
+                with contextlib.suppress(pynvml.NVMLError_NotSupported):
+                    found[-1]["memory_mib"] = pynvml.nvmlDeviceGetMemoryInfo(handle).total // 2**20
+        return found
     finally:
         pynvml.nvmlShutdown()
+
+
+def _is_visible(index: int, uuid: str) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES leaves this device to us: a list of numbers, or of beginnings of UUIDs."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return True
+    names = [name.strip() for name in listed.split(",")]
+    return str(index) in names or any(name.startswith("GPU-") and uuid.startswith(name) for name in names)
 
 
 def no_gpu() -> str | None:
     """Why CUDA cannot be used here, or None."""
     if not gpus():
-        return "no NVIDIA GPU or no driver"
-    return missing("torch")
+        return "no NVIDIA GPU or no driver" + (", or CUDA_VISIBLE_DEVICES hides it" if "CUDA_VISIBLE_DEVICES" in os.environ else "")
+    if reason := missing("torch"):
+        return reason
+    return "torch is built for the CPU alone" if "+cpu" in importlib.metadata.version("torch") else None
 
 
 def cores() -> int:

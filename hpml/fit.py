@@ -78,6 +78,8 @@ def fit(job: dict, workload: ModuleType) -> dict:
             if knobs["interrupt_step"] == total and here.index == here.size - 1 and at == [0, 0]:
                 os.kill(os.getpid(), signal.SIGKILL)
         losses = distributed.mean([float(loss) for loss in losses], knobs["device"])
+        if not np.isfinite(losses).all():
+            raise HpmlError(f"diverged: a loss of epoch {epoch + 1} is not a finite number, at a learning rate of {actual['lr']:g}")
         state["losses"] += losses
         state.update(epoch=epoch + 1, step=0)
         if here.index:

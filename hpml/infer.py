@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import time
 from pathlib import Path
 from types import ModuleType
@@ -57,7 +58,9 @@ def stacked(workload: ModuleType, dataset, indices: list[int]) -> tuple:
 def graph_file(job: dict, *more) -> Path:
     """Where the run keeps a graph of this model; `more` is what tells it from the model's other graphs."""
     knobs = job["knobs"]
-    identity = (job["case"]["workload"], job["weights_sha256"], knobs["data"], knobs["seed"], *(knobs.get(name) for name in SHAPING), *more)
+    # With the code: after a reader has changed the model, its old graph is another one.
+    identity = (job["case"]["workload"], job["code"], job["weights_sha256"], knobs["data"], knobs["seed"],
+                *(knobs.get(name) for name in SHAPING), *more)
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
     return Path(job["run_dir"]) / "models" / f"{Path(job['case']['workload']).stem}-{'int8-' if more else ''}{digest}.onnx"
 
@@ -65,7 +68,7 @@ def graph_file(job: dict, *more) -> Path:
 def int8_file(job: dict) -> Path:
     """The INT8 graph of this model: phase quantize leaves it there, inference takes it from there."""
     knobs = job["knobs"]
-    return graph_file(job, *(knobs[name] for name in (*INT8_KNOBS, "train_samples")), job["code"])
+    return graph_file(job, *(knobs[name] for name in (*INT8_KNOBS, "train_samples")))
 
 
 def int8_note(job: dict) -> Path:
@@ -174,6 +177,8 @@ def check_parity(expect, engine, workload: ModuleType, knobs: dict, image_set) -
     got = np.concatenate(parts)
     atol = tolerance["atol"] if "atol" in tolerance else tolerance["range_share"] * float(np.abs(wanted).max())
     found = export.parity(wanted, got, atol=atol, rtol=tolerance["rtol"])
+    if found["max_abs"] is None:  # what is not finite is like nothing
+        return {**found, "likeness": {}, "n": count}
     if hasattr(workload, "agreement"):  # what the same answer is, where it is not one class for each sample
         found["top1_agreement"] = workload.agreement(wanted, got)
     found["likeness"] = workload.likeness(wanted, got) if hasattr(workload, "likeness") else {"same class": found["top1_agreement"]}
@@ -184,6 +189,10 @@ def check_parity(expect, engine, workload: ModuleType, knobs: dict, image_set) -
     if found["cosine"] is not None and found["cosine"] < tolerance.get("cosine", -1):
         found["passed"] = False
     return {**found, "n": count}
+
+
+def _apart(parity: dict) -> str:
+    return "not finite" if parity["max_abs"] is None else f"max abs {parity['max_abs']:.2e}"
 
 
 def measure(job: dict, workload: ModuleType) -> dict:
@@ -219,7 +228,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
     parity = check_parity(expect, engine, workload, knobs, image_set)
     shared = {"cold": cold, "parity": parity, "actual": {**engine.actual, "data": summary(image_set)}}
     if not parity["passed"]:
-        why = f"outputs differ from eager FP32: max abs {parity['max_abs']:.2e}, top-1 agreement {parity['top1_agreement']}"
+        why = f"outputs differ from eager FP32: {_apart(parity)}, top-1 agreement {parity['top1_agreement']}"
         return {**shared, "status": "parity_failed", "reason": why}
     if knobs["measure"] == "quality":
         beside = model() if hasattr(workload, "texts") else None
@@ -334,7 +343,7 @@ def measure_export(job: dict, workload: ModuleType) -> dict:
         fresh.unlink(missing_ok=True)
     if not found:
         raise Unavailable("no engine is installed that could run the exported graph")
-    worst = max(found.values(), key=lambda p: (not p["passed"], p["max_abs"]))
+    worst = max(found.values(), key=lambda p: (not p["passed"], math.inf if p["max_abs"] is None else p["max_abs"]))
     fields = {
         "cold": {"export_s": made["export_s"], "bytes": made["bytes"]}, "parity": worst,
         "actual": {"opset": made["opset"], "ops": made["ops"], "exporter": made["exporter"], "engines": found, "device": "cpu",
@@ -342,5 +351,5 @@ def measure_export(job: dict, workload: ModuleType) -> dict:
         "memory": {"peak_rss_mib": m.peak_rss_mib()},
     }
     if not worst["passed"]:
-        fields |= {"status": "parity_failed", "reason": f"the graph is another function: max abs {worst['max_abs']:.2e}"}
+        fields |= {"status": "parity_failed", "reason": f"the graph is another function: {_apart(worst)}"}
     return fields

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 from hpml import turns
-from hpml.env import HpmlError, Unavailable, machine, no_gpu
+from hpml.env import HpmlError, Unavailable, cores, machine, no_gpu
 
 # Which module measures a phase: its function takes (job, workload module) and returns fields of the record.
 MEASURERS = {"train": ("hpml.train", "measure"), "infer": ("hpml.infer", "measure"), "prepare": ("hpml.infer", "prepare"),
@@ -23,7 +23,8 @@ MEASURERS = {"train": ("hpml.train", "measure"), "infer": ("hpml.infer", "measur
              "build": ("hpml.build", "measure"), "quantize": ("hpml.quantize", "measure"), "serve": ("hpml.loadtest", "measure"),
              "data": ("hpml.loading", "measure"), "pack": ("hpml.pack", "measure"), "transfer": ("hpml.transfer", "measure"),
              "profile": ("hpml.profiling", "measure"), "fit": ("hpml.fit", "fit")}
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "defaultcpuallocator")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "defaultcpuallocator",
+                 "failed to allocate memory", "alloc_failed")
 
 
 @contextlib.contextmanager
@@ -281,7 +282,8 @@ def _measured(job: dict) -> dict:
         if (count := distributed.processes(job["case"]["phase"], job["knobs"])) > 1:
             return distributed.measure(job, count, run=_measured)
         if job["case"]["phase"] == "limit":
-            asked = {name: job["knobs"][name] for name in ("kind", "engine", "device", "threads")}
+            asked = {name: job["knobs"][name] for name in ("kind", "engine", "device")}
+            asked["threads"] = job["knobs"]["threads"] or cores()  # as the cases do: a library's own default knows no quota
             asked["dtype"] = None if job["knobs"]["dtype"] == "any" else job["knobs"]["dtype"]
             mark = cpu_mark()
             found = limits.measure(**asked, seconds=job["protocol"]["min_seconds"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hpml import compare, distributed, env, launch, records, roofline
 from hpml.cases import Case, session
+from hpml.env import HpmlError
 from hpml.records import OUT_OF_TIME, PROTOCOL_VERSION, Record
 
 TIMEOUT_S = {"smoke": 120, "cpu": 600, "gpu": 600, "full": 7 * 86_400}
@@ -96,7 +97,7 @@ def _groups(plan: Plan, waiting: list[int], twins: Container, number: int) -> li
 def _measured_again_if_busy(plan: Plan, group: list[int], number: int, order: list[int], known_limits: dict, store: Path,
                             found: dict[str, list[Record]]) -> list[Record]:
     """The group's records of this round. Where something else kept the machine busy the round is set aside and measured once more, all
-    cases together: pairs are made inside one attempt."""
+    cases together: pairs are made inside one attempt, so where the second one lacks a case that the first one has, the first one stands."""
     made = launch_together(plan, group, number, order, known_limits)
     # Nothing else becomes wrong by waiting; over a thin link, the link sets the pace.
     timed = made[0].case["tier"] != "smoke" and not compare.is_quality_run(made[0]) and made[0].case["phase"] != "transfer"
@@ -104,11 +105,13 @@ def _measured_again_if_busy(plan: Plan, group: list[int], number: int, order: li
         return made
     print("  the machine was busy with something else: this round is measured once more")
     again = launch_together(plan, group, number, order, known_limits)
-    for first in made:
-        first.protocol["set_aside"] = True
-        records.append(store, first)
-        found[first.case["key"]].append(first)
-    return [second for first, second in zip(made, again, strict=True) if second.status == "ok" or first.status != "ok"]
+    lost = any(first.status == "ok" != second.status for first, second in zip(made, again, strict=True))
+    kept, aside = (made, again) if lost else (again, made)
+    for one in aside:
+        one.protocol["set_aside"] = True
+        records.append(store, one)
+        found[one.case["key"]].append(one)
+    return kept
 
 
 def half_the_batch(cases: Sequence[Case]) -> list[Case]:
@@ -141,7 +144,7 @@ def needs_floor(cases: Sequence[Case]) -> bool:
 def _undecided(plan: Plan, found: dict[str, list[Record]], noise: list[Record]) -> set[str]:
     """Keys of the cases of which nothing can be said yet."""
     base = compare.by_round(found[plan.keys[0]])
-    aa = compare.noise_logs(noise, plan.cases[0].phase)
+    aa = compare.noise_logs(noise, plan.cases[0].phase, plan.cases[0].knobs.get("device"))
     logs = {key: compare.log_ratios(base, compare.by_round(found[key])) for key in plan.keys[1:]}
     floors = {key: compare.noise_floor(aa, max(3, len(own))) if len(aa) >= 3 else None for key, own in logs.items()}
     return {key for key, own in logs.items() if not compare.decided(own, floors[key])}
@@ -216,7 +219,11 @@ def _record(fields: dict, shared: dict, protocol: dict, log: Path, known_limits:
     disturbed = fields.pop("disturbance", {"busy": False})
     spawn_s, beside = fields.pop("spawn_s", None), fields.pop("beside", 1)
     taken = fields.get("samples")
-    made = Record(**shared, **fields, log=str(log), protocol={**protocol, **disturbed, "beside": beside})
+    protocol = {**protocol, **disturbed, "beside": beside}
+    try:
+        made = Record(**shared, **fields, log=str(log), protocol=protocol)
+    except HpmlError as error:  # the other cases of the round are not lost with it
+        made = Record(**shared, status="failed", reason=f"its figures are none: {error}", log=str(log), protocol=protocol)
     made.cold = {**made.cold, "spawn_s": spawn_s}
     if weights_sha256:
         made.actual = {**made.actual, "weights_sha256": weights_sha256}

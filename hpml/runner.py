@@ -18,6 +18,7 @@ from hpml.workloads import get as get_workload
 
 GRACE_S = 20  # kernels, papermill and the report need this beyond the cases themselves
 LADDER = ["resnet50"]  # who climbs the ladder where nobody is named: one workload fits the default budget with full rounds
+KERNEL_START_S = 180  # imports on a busy machine; nbclient's own minute is not always enough
 FLOOR_S = 15  # a notebook that would get less than this is left out
 
 
@@ -226,7 +227,7 @@ def execute(book: Notebook, parameters: dict, folder: Path, share_s: float | Non
     outcome = {"status": "ok", "reason": None}
     try:
         papermill.execute_notebook(str(book.path), str(target), parameters=parameters, kernel_name="python3", cwd=str(env.root()),
-                                   progress_bar=False, extra_arguments=notebooks.QUIET_KERNEL,
+                                   progress_bar=False, extra_arguments=notebooks.QUIET_KERNEL, start_timeout=KERNEL_START_S,
                                    execution_timeout=None if share_s is None else int(share_s) + 60)
     except PapermillExecutionError as error:
         # A spent budget, or something that the notebook cannot do without and that is not on this machine: nothing went wrong.
@@ -237,6 +238,8 @@ def execute(book: Notebook, parameters: dict, folder: Path, share_s: float | Non
         outcome = {"status": "timeout", "reason": f"a cell took longer than the notebook's share of the budget ({share_s:.0f} s)"}
     except DeadKernelError:
         outcome = {"status": "failed", "reason": "the kernel died (most often: out of memory)"}
+    except RuntimeError as error:  # all that nbclient says of a kernel that does not come up
+        outcome = {"status": "failed", "reason": f"the kernel did not start: {error}"[:300]}
     finally:
         os.environ.pop("HPML_DEADLINE", None)
     return {**outcome, "seconds": time.time() - started}

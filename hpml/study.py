@@ -58,9 +58,10 @@ def run(cases: Sequence[Case] | Case, *, fresh: bool = False, rounds: int | None
     store = folder / (f"records-rank{rank}.jsonl" if rank else "records.jsonl")
     rounds = rounds or int(os.environ.get("HPML_ROUNDS") or 0) or None
     known = records.read(store)
-    if needs_floor(cases) and not compare.noise_logs(of_this_machine(known), cases[0].phase):
+    on = {"device": cases[0].knobs["device"]} if "device" in cases[0].knobs else {}
+    if needs_floor(cases) and not compare.noise_logs(of_this_machine(known), cases[0].phase, **on):
         print("no noise floor is recorded for this machine and run: measuring one first (the same case against itself)")
-        noise_floor(cases[0].workload, phase=cases[0].phase, tier=cases[0].tier, run_id=run_id)
+        noise_floor(cases[0].workload, phase=cases[0].phase, tier=cases[0].tier, run_id=run_id, **on)
         known = records.read(store)
     plan = _plan(cases, run_id, fresh)
     done = {(r.case["key"], r.protocol.get("round")): r for r in known if r.case["group"] == plan.group and not _try_again(r)}
@@ -252,10 +253,22 @@ def trained(workload: str, *, tier: str | None = None, data: str | None = None, 
     """The run's trained weights of a workload: those that its training notebook left, else trained now by the same stop rule."""
     tier, data, run_id = tier or session().tier, data or session().data, run_id or session().run_id
     path = env.run_dir(run_id) / "models" / f"{Path(workload).stem}.safetensors"
-    if not path.exists():
-        print(f"no trained {workload} in this run yet: training it first")
+    other = _trained_otherwise(path, tier, data)
+    if other or not path.exists():
+        print(f"the trained {workload} of this run is of {other}: training it again" if other else
+              f"no trained {workload} in this run yet: training it first")
         keep(run(case(workload, phase="train", tier=tier, fit=True, data=data), rounds=1, run_id=run_id))
     return path
+
+
+def _trained_otherwise(path: Path, tier: str, data: str) -> str:
+    """The tier and data of weights that were trained at others than these; empty where they fit, or nothing is known of them."""
+    try:
+        record = json.loads(path.with_suffix(".json").read_text())
+        found = record["case"]["tier"], record["knobs"]["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return "" if found == (tier, data) else "tier {} and data {}".format(*found)
 
 
 def keep(results: Results, **knobs) -> Path:
@@ -267,7 +280,9 @@ def keep(results: Results, **knobs) -> Path:
         raise HpmlError(f"no finished training to keep: {'; '.join(sorted(reasons)) or 'nothing was trained'}")
     folder = env.run_dir(fits[0].run_id) / "models"
     path = folder / f"{Path(fits[0].case['workload']).stem}.safetensors"
+    # What they are comes first: who finds the weights finds it whole.
+    path.with_suffix(".part").write_text(json.dumps(dataclasses.asdict(fits[0])))
+    path.with_suffix(".part").replace(path.with_suffix(".json"))
     shutil.copyfile(folder / fits[0].actual["artefacts"]["weights"], path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
-    path.with_suffix(".json").write_text(json.dumps(dataclasses.asdict(fits[0])))
     return path

@@ -61,5 +61,6 @@ def _conv_backward_flops(grad_shape, x_shape, w_shape, bias, stride, padding, di
 def step_work(flops: float, knobs: dict, actual: dict) -> dict:
     """What a step has to do at least; `flops` are those of one sample. Bytes that it cannot avoid: parameters read forwards and
     backwards, gradients written and read, momentum and parameters read and written by the optimizer. Activations are left out: what of
-    them leaves the caches is unknown."""
-    return {"flops": flops * knobs["batch"], "bytes": actual["parameters"] * 4 * 8}
+    them leaves the caches is unknown. Of DataParallel it is one replica's share, as the limit is one device's."""
+    replicas = actual["replicas"] if knobs.get("parallel") == "dp" else 1
+    return {"flops": flops * knobs["batch"] / replicas, "bytes": actual["parameters"] * 4 * 8}

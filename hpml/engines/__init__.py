@@ -147,4 +147,6 @@ def one_line(error: BaseException) -> str:
     """What an engine's error says, which can be pages, in at most 200 characters of one line."""
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
     saying = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
-    return " ".join(saying)[:200] or type(error).__name__
+    text = " ".join(saying)
+    # ONNX Runtime names the node and its source's line first, and that memory was not enough after that.
+    return text[max(0, text.find("Failed to allocate memory")):][:200] or type(error).__name__

@@ -22,7 +22,7 @@ def cells(number: str):
 
 
 def record(notebook: str, machine: dict, case: dict, knobs: dict, seconds: float | None, number: int, **fields) -> Record:
-    shared = {"run_id": "test", "notebook": notebook, "machine": machine, "case": case, "knobs": {"epochs": 0, **knobs},
+    shared = {"run_id": "test", "notebook": notebook, "machine": machine, "case": case, "knobs": {"epochs": 0, "batch": 32, **knobs},
               "protocol": {"round": number}}
     if seconds is None:
         return Record(**shared, status="unsupported", reason="pin_memory: no GPU in this case", **fields)

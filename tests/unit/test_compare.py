@@ -158,6 +158,23 @@ def test_quality_of_other_weights_vouches_only_for_a_variant_that_is_not_trained
     assert row("a", "b").quality == row(None, "a").quality == "not measured"
 
 
+def test_the_scatter_of_another_device_is_no_floor():
+    gpu = noise(spread=0.0001)
+    for one in gpu:
+        one.knobs = {**one.knobs, "device": "cuda"}
+    timed = pair(1.02, spread=0.001)
+    for one in timed:
+        one.knobs = {**one.knobs, "device": "cpu"}
+    assert other(timed + gpu).verdict == "too few rounds"
+    assert compare.noise_logs(gpu, "train", "cpu") == [] and len(compare.noise_logs(gpu, "train", "cuda")) == 6
+
+
+def test_a_skipped_round_of_the_baseline_takes_no_quality_away():
+    timed = pair(1.5)
+    timed.append(record(None, key="a", number=6, baseline="a", knobs={"precision": "a"}, status="skipped"))
+    assert other(timed + noise() + quality_runs([0.9], [0.9])).quality == "kept"
+
+
 def test_answers_that_fail_the_parity_check_keep_no_quality():
     timed = pair(1.5)
     for one in timed:

@@ -218,6 +218,12 @@ def test_what_cannot_be_shared_is_said_in_one_line(phase, knobs, error, said):
     assert "\n" not in str(caught.value)
 
 
+def test_half_of_torchruns_variables_are_one_line(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(HpmlError, match="WORLD_SIZE, LOCAL_WORLD_SIZE, LOCAL_RANK is not a number: start it by torchrun, or unset RANK"):
+        distributed.place()
+
+
 def test_two_ranks_on_one_gpu_are_unsupported(monkeypatch):
     monkeypatch.setattr(distributed.env, "gpus", lambda: [{"name": "the only one"}])
     monkeypatch.setattr(distributed.env, "cores", lambda: 8)

@@ -128,6 +128,45 @@ def test_a_busy_round_is_set_aside_as_a_whole(monkeypatch, capsys):
         assert counted in results.records[2:]
 
 
+def test_where_the_second_attempt_fails_the_first_one_stands_whole_and_both_are_kept(monkeypatch):
+    real, attempts = rounds.launch.side_by_side, []
+
+    def disturbed(asked, **more):
+        answers = real(asked, **more)
+        attempts.append(len(asked))
+        for fields in answers:
+            fields["disturbance"] = {"busy": len(attempts) == 1}
+        if len(attempts) == 2:
+            answers[1] = {"status": "timeout", "reason": "stopped after 3 s", "own_s": 3.0}
+        return answers
+
+    hpml.noise_floor(TINY, tier="cpu", rounds=3)
+    monkeypatch.setattr(rounds.launch, "side_by_side", disturbed)
+    results = hpml.run(hpml.case(TINY, tier="cpu").sweep(accum_steps=[1, 2]), rounds=1)
+    aside = [r.protocol.get("set_aside", False) for r in results.records]
+    assert aside == [True, True, False, False] and [r.status for r in results.records[2:]] == ["ok", "ok"]
+    assert {r.status for r in results.records[:2]} == {"ok", "timeout"}
+    assert all(r.protocol["busy"] for r in results.records[2:]), "pairs are made inside one attempt: the first"
+
+
+def test_a_training_that_diverges_is_a_record_and_its_sibling_has_its_own():
+    fits = hpml.run(hpml.case(TINY, fit=True, train_samples=64).sweep(lr=[0.1, 1e30]), rounds=1)
+    found = {r.knobs["lr"]: r for r in fits.records}
+    assert found[0.1].status == "ok" and found[1e30].status == "failed"
+    assert "diverged: a loss of epoch 1 is not a finite number, at a learning rate of 1e+30" in found[1e30].reason
+
+
+def test_weights_of_another_tier_or_data_are_trained_again(capsys):
+    hpml.keep(hpml.run(hpml.case(TINY, fit=True, tier="smoke"), rounds=1))
+    first = hpml.study.trained(TINY, tier="smoke", data="auto")
+    before = first.read_bytes()
+    assert hpml.study.trained(TINY, tier="smoke", data="auto").read_bytes() == before
+    capsys.readouterr()
+    hpml.study.trained(TINY, tier="cpu", data="auto")
+    assert "is of tier smoke and data auto: training it again" in capsys.readouterr().out
+    assert json.loads(first.with_suffix(".json").read_text())["case"]["tier"] == "cpu"
+
+
 def test_beyond_the_least_rounds_only_what_is_undecided_goes_on(monkeypatch):
     """Of three cases one is undecided: it and the baseline get further rounds, the third one none."""
     real = rounds.launch.side_by_side
