@@ -70,7 +70,7 @@ class Window:
 
 def unavailable() -> str | None:
     """Why MLPerf LoadGen cannot be used, or None."""
-    return missing("mlperf_loadgen") and "MLPerf LoadGen is not installed: pip install 'hpml[serve]' brings it"
+    return missing("mlperf_loadgen") and "MLPerf LoadGen is not installed: pip install -e '.[serve]' brings it"
 
 
 def drive(target: Target, *, scenario: str, samples: int, seconds: float, rate: float | None = None, limit_s: float = 0.150,

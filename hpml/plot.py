@@ -25,10 +25,10 @@ from hpml.plot_look import (
 from hpml.plot_machine import limits, noise, warmup_curve
 from hpml.plot_runs import gains, runs
 from hpml.plot_serving import load, resolution
-from hpml.plot_soundness import gradients, reliability
+from hpml.plot_soundness import gradients, memorised, reliability
 from hpml.plot_stack import ladder
 from hpml.plot_step import Pair, phases, steps
-from hpml.plot_summary import worth
+from hpml.plot_summary import charted, worth
 from hpml.plot_tradeoff import latency, speed_quality
 from hpml.plot_training import confusion, curves, distances, marked, masked, pictures
 from hpml.plot_versions import versions
@@ -37,6 +37,7 @@ from hpml.wording import words
 LIMIT_WORD = 0.06  # share of the axis that the word at a limit's mark takes
 __all__ = [
     "Pair",
+    "charted",
     "comparison",
     "confusion",
     "curves",
@@ -49,6 +50,7 @@ __all__ = [
     "load",
     "marked",
     "masked",
+    "memorised",
     "noise",
     "phases",
     "pictures",

@@ -120,7 +120,8 @@ def noise(logs: Sequence[float]):
 
 @styled
 def limits(records: Sequence[Record]):
-    """The machine's measured limits: arithmetic by data type and engine, bandwidths, JPEG decoding. Returns the Axes of the arithmetic."""
+    """The machine's measured limits: arithmetic by data type and engine, bandwidths, JPEG decoding; each unit on a scale of its own.
+    Returns the Axes of the arithmetic."""
     found = [r for r in records if r.case["phase"] == "limit"]
     best: dict[tuple[str, str], Record] = {}
     for r in found:
@@ -128,11 +129,13 @@ def limits(records: Sequence[Record]):
         if r.status == "ok" and (key not in best or r.actual["value"] > best[key].actual["value"]):
             best[key] = r
     arithmetic = {key: r for key, r in best.items() if r.actual["unit"] == "FLOP/s"}
-    other = {key: r for key, r in best.items() if key not in arithmetic}
-    figure, grid = figure_of(1.6 + _height(arithmetic) + _height(other), rows=2, height_ratios=[_height(arithmetic), _height(other)])
-    upper, lower = grid[:, 0]
-    _bars(upper, arithmetic, "FLOP/s")
-    _bars(lower, other, "B/s")
+    units = dict.fromkeys(["FLOP/s", "B/s", *(r.actual["unit"] for r in best.values())])
+    blocks = [{key: r for key, r in best.items() if r.actual["unit"] == unit} for unit in units]
+    heights = [_height(block) for block in blocks]
+    figure, grid = figure_of(1.6 + sum(heights), rows=len(blocks), height_ratios=heights)
+    upper, *_, lower = grid[:, 0]
+    for axes, block in zip(grid[:, 0], blocks, strict=True):
+        _bars(axes, block)
     engines = list(dict.fromkeys(engine for _, engine in arithmetic))
     if engines:
         from matplotlib.patches import Patch
@@ -144,16 +147,16 @@ def limits(records: Sequence[Record]):
     for r in arithmetic.values():
         peaks[r.knobs["dtype"]] = max(peaks.get(r.knobs["dtype"], 0.0), r.actual["value"])
     claim = (
-        "Peak: " + ", ".join(f"{dtype} {tables.si(value, 'FLOP/s')}" for dtype, value in peaks.items())
+        "Peak: " + ", ".join(f"{dtype} {_rate(value, 'FLOP/s', dtype)}" for dtype, value in peaks.items())
         if peaks
         else "No limit measured yet"
     )
     absent = {f"{_limit_name(r)} {r.knobs.get('engine', '')}": r.reason for r in found if r.status != "ok"}
     missing = f"{len(absent)} limits not measured here. " if absent else ""
     where = clean(found[0].machine.get("id", "")) if found else ""
-    caption = f"Best of repeated calls; operations counted as in the direct algorithm. {missing}{where}"
+    caption = f"Best of repeated calls; operations counted as in the direct algorithm. Each block has a scale of its own. {missing}{where}"
     alt = f"Bars. {claim}. " + "; ".join(
-        f"{name} {engine}: {tables.si(r.actual['value'], r.actual['unit'])}" for (name, engine), r in best.items()
+        f"{name} {engine}: {_rate(r.actual['value'], r.actual['unit'], r.knobs.get('dtype'))}" for (name, engine), r in best.items()
     )
     alt += "".join(f"; {name}: not measured, {reason}" for name, reason in absent.items()) + "."
     return finish(upper, _prefix(clean(claim), found), caption, alt)
@@ -173,23 +176,28 @@ def _limit_name(record: Record) -> str:
     )
 
 
-def _bars(axes, bars: dict, unit: str) -> None:
-    """Bars by limit, one below the other, with their values; values of another unit get text only."""
+def _rate(value: float, unit: str, dtype: str | None) -> str:
+    """A rate with its unit; operations on integers are no FLOPs."""
+    text = tables.si(value, unit)
+    return text.replace("FLOP", "OP") if dtype == "int8" else text
+
+
+def _bars(axes, bars: dict) -> None:
+    """Bars of one unit by limit, one below the other, with their values."""
     y, ticks = 0.0, []
-    top = max((r.actual["value"] for r in bars.values() if r.actual["unit"] == unit), default=1.0)
+    top = max((r.actual["value"] for r in bars.values()), default=1.0)
     for name in dict.fromkeys(name for name, _ in bars):
         own = {engine: r for (other, engine), r in bars.items() if other == name}
         ticks.append((y + (len(own) - 1) / 2, name))
         for engine, r in own.items():
-            value = r.actual["value"] if r.actual["unit"] == unit else 0.0
+            value = r.actual["value"]
             axes.barh([y], [value], height=0.8, color=colour(engine))
-            axes.annotate(
-                tables.si(r.actual["value"], r.actual["unit"]), (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8.5
-            )
+            shown = _rate(value, r.actual["unit"], r.knobs.get("dtype"))
+            axes.annotate(shown, (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
             y += 1
         y += 0.6
     axes.set_ylim(max(y, 1) - 0.7, -0.7)
-    axes.set_xlim(0, 1.25 * top)
+    axes.set_xlim(0, 1.3 * top)
     axes.set_yticks([at for at, _ in ticks], [clean(name) for _, name in ticks])
     axes.tick_params(axis="y", length=0)
     axes.set_xticks([])

@@ -1,28 +1,19 @@
 """Charts of load tests: latency and goodput against the offered rate beside the queueing bound; resolution against accuracy and rate."""
 
+import math
 from collections.abc import Sequence
 
 from hpml import queueing, tables
 from hpml.plot_look import BAND, INK, SERIES, SOFT, clean, figure_of, finish, legend_below, styled
-from hpml.tables_serving import GOAL_PER_S, TRANSPORTS, Load, frontier
+from hpml.tables_serving import GOAL_PER_S, TRANSPORTS, Load, frontier, sent, windows
 
 COLOURS = {"inprocess": SERIES[0], "http": SERIES[1]}
 MARKS = {"inprocess": "o", "http": "s"}
 
 
-def _windows(load: Load) -> list[dict]:
-    """Windows of the Server scenario by offered rate, with the overload; of a rate that was tried twice the longest."""
-    serving = load.serving("server") or {"windows": []}
-    every = [*serving["windows"], *([serving["overload"]] if serving.get("overload") else [])]
-    longest: dict[float, dict] = {}
-    for window in sorted(every, key=lambda w: w["seconds"]):
-        longest[round(window["asked_per_s"], 6)] = window
-    return [longest[rate] for rate in sorted(longest)]
-
-
 @styled
 def load(found: Sequence[Load]):
-    """P50 and P99 against the offered queries per second with the limit and the best case of queueing theory; goodput below. One machine
+    """P50 and P99 against the queries per second that came, with the limit and the bound of queueing theory; goodput below. One machine
     and workload; a colour and a marker for each transport. Returns the upper Axes."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -31,19 +22,19 @@ def load(found: Sequence[Load]):
     figure, grid = figure_of(5.9, rows=2, sharex=True, height_ratios=(1.45, 1))
     upper, lower = grid[0, 0], grid[1, 0]
     limits_s = {one.serving("server")["limit_s"] for one in found} or {queueing.LIMIT_S}
-    top = max((w["asked_per_s"] for one in found for w in _windows(one)), default=1.0) * 1.05
+    top = max((sent(w) for one in found for w in windows(one)), default=1.0) * 1.05
     handles = []
     for one in found:
         kind = one.knobs["transport"]
-        own, mark, windows = COLOURS[kind], MARKS[kind], _windows(one)
-        x = [w["asked_per_s"] for w in windows]
+        own, mark, tried = COLOURS[kind], MARKS[kind], windows(one)
+        x = [sent(w) for w in tried]
         for name, line, face in (("p50_s", ":", "white"), ("p99_s", "-", own)):
-            shown = [(a, 1e3 * w[name]) for a, w in zip(x, windows, strict=True) if w[name] is not None]
+            shown = [(a, 1e3 * w[name]) for a, w in zip(x, tried, strict=True) if w[name] is not None]
             upper.plot(*zip(*shown, strict=True), linestyle=line, marker=mark, color=own, markerfacecolor=face, markersize=5)
-        for w in windows:
+        for w in tried:
             if w["p99_s"] and w["p99_low_s"]:
-                upper.plot([w["asked_per_s"]] * 2, [1e3 * w["p99_low_s"], 1e3 * (w["p99_high_s"] or w["p99_s"])], color=own, linewidth=1)
-        lower.plot(x, [w["goodput_per_s"] for w in windows], marker=mark, color=own, markersize=5)
+                upper.plot([sent(w)] * 2, [1e3 * w["p99_low_s"], 1e3 * (w["p99_high_s"] or w["p99_s"])], color=own, linewidth=1)
+        lower.plot(x, [w["goodput_per_s"] for w in tried], marker=mark, color=own, markersize=5)
         name = TRANSPORTS[kind]
         handles += [Line2D([], [], color=own, marker=mark, label=f"P99 {name}"),
                     Line2D([], [], color=own, marker=mark, linestyle=":", markerfacecolor="white", label=f"P50 {name}")]
@@ -58,7 +49,7 @@ def load(found: Sequence[Load]):
         upper.annotate(f"{1e3 * limit_s:.0f} ms", (1, 1e3 * limit_s), (-2, 3), xycoords=("axes fraction", "data"),
                        textcoords="offset points", color="#AA0000", ha="right", fontsize=8.5)
     upper.set_yscale("log")
-    tops = [1e3 * w["p99_s"] for one in found for w in _windows(one) if w["p99_s"]]
+    tops = [1e3 * w["p99_s"] for one in found for w in windows(one) if w["p99_s"]]
     upper.set_ylim(None, 3 * max([1e3 * max(limits_s), *tops]))
     upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -66,25 +57,26 @@ def load(found: Sequence[Load]):
     upper.set_ylabel("latency, ms")
     lower.plot([0, top], [0, top], color=SOFT, linewidth=0.8, linestyle=":")
     lower.set_ylabel("answers in time, /s")
-    lower.set_xlabel("offered queries/s")
+    lower.set_xlabel("queries/s that came")
     lower.set_xlim(0, top)
-    best = max((w["goodput_per_s"] for one in found for w in _windows(one)), default=1.0)
+    best = max((w["goodput_per_s"] for one in found for w in windows(one)), default=1.0)
     lower.set_ylim(0, best * 1.35)
     for axes in (upper, lower):
         axes.grid(axis="y", color=BAND, linewidth=0.6)
     if handles:
         legend_below(lower, handles, columns=3)
     claim = _claim(found)
-    caption = ("Whisker: 95 % interval of P99 (open above where n is too small). Dashed: M/D/c with the measured service time, its highest "
-               f"rate below. No P99 where more than 1 % was refused. {_provenance(found)}")
+    caption = ("Whisker: 95 % interval of P99 (open above where n is too small). Dashed: the best first-come-first-served server that "
+               "refuses nobody (M/D/c, measured service time), its highest rate below. No P99 where more than 1 % was refused. "
+               f"{_provenance(found)}")
     alt = f"Latency and goodput against offered rate. {claim}. " + " ".join(
-        f"{one.name}: " + "; ".join(_said(w) for w in _windows(one)) + "." for one in found)
+        f"{one.name}: " + "; ".join(_said(w) for w in windows(one)) + "." for one in found)
     return finish(upper, clean(claim) if not _smoke(found) else f"{tables.SMOKE}\n{clean(claim)}", caption, alt)
 
 
 def _said(window: dict) -> str:
     p99 = f"P99 {1e3 * window['p99_s']:.0f} ms" if window["p99_s"] is not None else "P99 not reached"
-    return f"{tables.figure(window['asked_per_s'])} offered: {p99}, {tables.figure(window['goodput_per_s'])} in time, n={window['n']}"
+    return f"{tables.figure(sent(window))} offered: {p99}, {tables.figure(window['goodput_per_s'])} in time, n={window['n']}"
 
 
 def _smoke(found: Sequence[Load]) -> bool:
@@ -103,7 +95,7 @@ def _claim(found: Sequence[Load]) -> str:
         return "No load test yet"
     if _smoke(found):
         return f"{tables.title(found[0].workload)}: {len(found)} service{'s' * (len(found) != 1)} ran under load"
-    parts = [f"{tables.figure(one.serving('server')['per_s'])} {TRANSPORTS[one.knobs['transport']]}" for one in found]
+    parts = [f"{one.stood()} {TRANSPORTS[one.knobs['transport']]}" for one in found]
     limit_ms = 1e3 * found[0].serving("server")["limit_s"]
     return (f"{tables.title(found[0].workload)} {found[0].knobs['precision']} on {found[0].serving('server')['cores']} cores: "
             f"{', '.join(parts)} queries/s within {limit_ms:.0f} ms at P99")
@@ -157,5 +149,17 @@ def _trade(known: Sequence[dict]) -> str:
     if _smoke([e["load"] for e in known]):
         return f"{name}: {len(known)} sizes ran"
     first, last = known[0], known[-1]
-    points = 100 * (last["quality"]["value"] - first["quality"]["value"])
-    return f"{name}, from {first['image']} to {last['image']} px: {last['per_s'] / first['per_s']:.2f}x the rate, {points:+.1f} points"
+    return f"{name}, from {first['image']} to {last['image']} px: {last['per_s'] / first['per_s']:.2f}x the rate, {_points(first, last)}"
+
+
+def _points(first: dict, last: dict) -> str:
+    """What the accuracy loses or gains in points, where both ends inform and chance alone does not give as much."""
+    from scipy.stats import norm
+
+    ends = [entry["quality"] for entry in (first, last)]
+    if not all(one["informative"] for one in ends):
+        return "accuracy not informative"
+    gain = ends[1]["value"] - ends[0]["value"]
+    # As if the two had seen different images: of the same ones the margin is narrower, so this claims too little rather than too much.
+    error = math.sqrt(sum(one["value"] * (1 - one["value"]) / one["n"] for one in ends))
+    return f"{100 * gain:+.1f} points" if abs(gain) > norm.ppf(0.975) * error else "no difference of accuracy shown"

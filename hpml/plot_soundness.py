@@ -35,6 +35,23 @@ def gradients(record: Record):
 
 
 @styled
+def memorised(record: Record):
+    """The loss of a fit that sees one batch again and again, step by step. Returns the Axes."""
+    losses, every = record.quality["losses"], record.quality.get("losses_every") or 1
+    figure, grid = figure_of(3.2)
+    axes = grid[0, 0]
+    axes.plot([1 + every * i for i in range(len(losses))], losses, color=SERIES[0], linewidth=1.6, marker=".", markersize=4)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss of the batch")
+    word = "falls" if losses[-1] < losses[0] else "does not fall"
+    claim = f"One batch by heart: its loss {word}, from {losses[0]:.2f} to {losses[-1]:.2f}"
+    caption = f"{record.knobs['epochs']} epochs; {record.actual['data']['title']} ({record.actual['data']['origin']})."
+    titled = f"{tables.SMOKE}\n{claim}" if record.case.get("tier") == "smoke" else claim
+    return finish(axes, clean_lines(titled), caption, f"Loss by step. {claim}.")
+
+
+@styled
 def reliability(labels: Sequence[int], predictions: Sequence[int], confidence: Sequence[float], bins: int = 10):
     """Accuracy of the answers by their confidence, beside the diagonal of a model that knows what it does not know (Guo et al., 2017,
     arXiv:1706.04599). Returns the Axes."""

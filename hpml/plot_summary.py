@@ -45,8 +45,7 @@ def worth(rows: Sequence[Row]):
     rungs between. Comparisons of inputs alone (batch, length) are no techniques; what no workload could measure stands in the caption.
     Returns the first machine's Axes; the others are in `axes.figure.axes`.
     """
-    others = [row for row in rows if not row.is_baseline and row.phase in RATED and not on_other_input(row)
-              and not _is_rung(row, rows)]
+    others = _techniques(rows)
     machines = list(dict.fromkeys(row.machine for row in others)) or ["no machine"]
     blocks = [_block([row for row in others if row.machine == machine], rows) for machine in machines]
     lanes = [max(len(block.lanes) + len({heading for heading, _ in block.lanes}), 1) for block in blocks]
@@ -73,6 +72,18 @@ def worth(rows: Sequence[Row]):
         + "."
     )
     return finish(grid[0, 0], clean_lines(headed(claim, others)), caption, alt)
+
+
+def charted(rows: Sequence[Row]) -> list[Row]:
+    """The comparisons that `worth` draws a cell for: of each technique, workload and machine one."""
+    others = _techniques(rows)
+    blocks = [_block([row for row in others if row.machine == machine], rows) for machine in dict.fromkeys(row.machine for row in others)]
+    return [row for block in blocks for row in block.cells.values()]
+
+
+def _techniques(rows: Sequence[Row]) -> list[Row]:
+    """The rows with a rate that turn a technique, without the rungs of a ladder."""
+    return [row for row in rows if not row.is_baseline and row.phase in RATED and not on_other_input(row) and not _is_rung(row, rows)]
 
 
 def _worth_claim(shown: Sequence[Row], rows: Sequence[Row]) -> str:

@@ -1,5 +1,8 @@
 """Queueing theory as the bound of a server: Poisson arrivals, c servers with a fixed service time (M/D/c), and what cores that asks for.
 
+It is the best first-come-first-served server that refuses nobody, and no bound of all servers: a P99 forgives one query in a hundred, and
+a server that refuses those which would be late has a shorter queue for the rest. Refusing up to 1 % can so pass it slightly.
+
 The waiting time's distribution is Franx's closed form (G. J. Franx, "A simple solution for the M/D/c waiting time distribution",
 Operations Research Letters 29 (2001) 221-229): a sum of positive terms, so nothing cancels, unlike Erlang's and Crommelin's series. It
 needs the number of customers in the system, solved from Crommelin's equations: what is there after one service time is what waited
@@ -126,7 +129,8 @@ def highest_rate(server: Server, *, limit_s: float = LIMIT_S, quantile: float = 
 
 def bound(stream_s: Mapping[int, float], *, cores: int, other_s: float = 0.0, limit_s: float = LIMIT_S,
           quantile: float = QUANTILE) -> tuple[Server, float]:
-    """The best number of streams and its highest rate. stream_s: measured seconds of a request by the number of streams at work."""
+    """The best number of streams and its highest rate, where nobody is refused. stream_s: measured seconds of a request by the number of
+    streams at work."""
     found = [(highest_rate(server, limit_s=limit_s, quantile=quantile), server)
              for server in (Server(c, cores, seconds, other_s) for c, seconds in sorted(stream_s.items()))]
     rate, server = max(found, key=lambda pair: (pair[0], pair[1].most_per_s))

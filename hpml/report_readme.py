@@ -40,14 +40,23 @@ def readme_block() -> str:
     folder, _, newest = machines[0]
     parts = ["\n".join(_outcome(found, rows, phase) for _, found, rows in machines for phase in ("infer", "train")
                        if any(row.phase == phase and row.ratio for row in rows)),
-             f"{BEST} Ratio with its 95 % interval; the limit is what this machine was measured to reach. "
-             "A ratio leads to its first record; `./run_all.sh --only <notebook> --workloads <workload>` measures it again.",
+             f"{BEST} Ratio with its 95 % interval; the limit is what this machine was measured to reach. Of a quality that was shown "
+             "once, the difference itself is held against the margin, without an interval. A ratio leads to its first record; the "
+             f"machine's page has the command that measures it again.{_absent([rows for _, _, rows in machines])}",
              "\n".join(lines), _figure(folder, newest, env.root())]
     parts += ["\n".join(f"- {_machine(found)} Data: {_sources(found)}. "
                         f"[All cases]({_link(folder / 'README.md', env.root())}), "
                         f"[records]({_link(folder / 'records.jsonl', env.root())})." for folder, found, rows in machines)]
     parts += [_int8(found, rows) for _, found, rows in machines]
     return "\n\n".join(filter(None, parts))
+
+
+def _absent(machines: list[list[Row]]) -> str:
+    """What no reference machine has compared yet, so that a missing line is not taken for "no effect"."""
+    compared = {row.workload for rows in machines for row in rows if row.phase in ("train", "infer") and row.ratio}
+    left = [tables.title(name) for name in workloads.names() if name not in compared]
+    gpu = "" if any(row.knobs.get("device") == "cuda" for rows in machines for row in rows) else " No GPU is among the machines yet."
+    return (f" Not compared on any of them yet: {', '.join(left)}." if left else "") + gpu
 
 
 def _int8(found: list[records.Record], rows: list[Row]) -> str:
@@ -64,10 +73,15 @@ def _outcome(found: list[records.Record], rows: list[Row], phase: str) -> str:
     """What one machine showed of a phase, in two sentences."""
     mine = [row for row in rows if row.phase == phase]
     best = [row for name in dict.fromkeys(row.workload for row in mine) if (row := best_of([one for one in mine if one.workload == name]))]
-    gains = [f"{tables.ratio(row.ratio)} ({tables.title(row.workload)}: {words(row.knobs, row.differs_in)})"
-             for row in sorted(best, key=lambda row: -row.ratio)]
+    gains = [f"{tables.ratio(row.ratio)} ({tables.title(row.workload)}: {words(row.knobs, row.differs_in)}"
+             f"{_over(row, rows)})" for row in sorted(best, key=lambda row: -row.ratio)]
     return (f"- {tables.PHASES[phase].capitalize()} on {_chip(found[0].machine['id'])}: at best {', '.join(gains) or 'the baseline'}. "
             f"{_counts(mine)}")
+
+
+def _over(row: Row, rows: list[Row]) -> str:
+    base = tables.baseline_of(row, rows)
+    return f" over {words(base.knobs, row.differs_in)}" if base else ""
 
 
 def _best(workload: str, phase: str, rows: list[Row], folder: Path, found: list[records.Record]) -> str:

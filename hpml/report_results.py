@@ -135,8 +135,8 @@ def slug(*words: str) -> str:
     ]
 
 
-BEST = ("The highest ratio that holds: faster than the baseline beyond the noise, and no quality lost where it was measured. Where that "
-        "was on a smaller variant or input than the one that was timed, the cell names it.")
+BEST = ("The highest ratio that is faster than its baseline beyond the noise and keeps the quality; where no such case is, the highest "
+        "whose quality was not measured. Where it was shown on a smaller variant or input than the one that was timed, the cell names it.")
 
 
 def best_of(rows: Sequence[Row]) -> Row | None:

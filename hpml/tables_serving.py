@@ -12,6 +12,8 @@ from hpml.tables import SMOKE, figure, title
 
 GOAL_PER_S = 100.0
 TRANSPORTS = {"inprocess": "in process", "http": "over HTTP"}
+CLOSE = 1.15  # missed over stood: a search whose ends lie further apart has found a range, and no rate
+AT_ONCE_S = 0.05  # a refusal that takes longer was not at once
 SIDE = ("engine", "precision", "image", "transport")
 
 
@@ -45,9 +47,27 @@ class Load:
         serving = self.serving("server")
         return serving and serving["windows"][-1]
 
+    def missed(self) -> dict | None:
+        """The window of the lowest rate above the confirmed one that was not within the limit; None: the search met none."""
+        above = [w for w in windows(self) if not w["within"] and w["asked_per_s"] > 1.0001 * self.confirmed()["asked_per_s"]]
+        return min(above, key=lambda w: w["asked_per_s"], default=None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the search's ends lie so near to each other that its rate is the highest one, and not only one that was stood."""
+        missed = self.missed()
+        return bool(missed) and missed["asked_per_s"] <= 1.0001 * CLOSE * self.confirmed()["asked_per_s"]
+
+    def stood(self) -> str:
+        """The rate within the limit: "43.0", or, where the search ended early, "at least 29.4 (48.8 missed)"."""
+        rate, missed = figure(self.serving("server")["per_s"]), self.missed()
+        beyond = f"{figure(sent(missed))} missed" if missed else "no rate missed"
+        return rate if self.settled else f"at least {rate} ({beyond})"
+
     @functools.cached_property
     def bound(self) -> tuple[queueing.Server, float] | None:
-        """The best case of this service by queueing theory, and its highest rate; None where its parts were not measured."""
+        """What the best first-come-first-served server that refuses nobody could do with this service's times, and its highest rate; None
+        where its parts were not measured."""
         record = self.by_scenario.get("bound")
         if not record:
             return None
@@ -59,7 +79,7 @@ class Load:
         return queueing.bound(stream_s, cores=found["cores"], other_s=sum(parts), limit_s=found["limit_s"])
 
     def share(self) -> float | None:
-        """The sustained rate as a share of the bound."""
+        """The sustained rate as a share of the bound; of a search that is not `settled` it says too little."""
         serving = self.serving("server")
         return serving["per_s"] / self.bound[1] if serving and self.bound and self.bound[1] else None
 
@@ -74,9 +94,11 @@ class Load:
         return own and math.ceil(rate / own)
 
     def cores_within(self, rate: float) -> int | None:
-        """The fewest cores for `rate` queries per second within the limit at P99, by the bound; None also where no number is enough."""
+        """The fewest cores for `rate` queries per second within the limit at P99, by the bound, but never fewer than Offline was measured
+        to need; None also where no number is enough."""
         limit_s = self.bound and self.by_scenario["bound"].actual["bound"]["limit_s"]
-        return self.bound and queueing.cores_needed(rate, self.bound[0], limit_s=limit_s)
+        found = self.bound and queueing.cores_needed(rate, self.bound[0], limit_s=limit_s)
+        return found and max(found, self.cores_offline(rate) or 0)
 
 
 def loads(records: Iterable[Record]) -> list[Load]:
@@ -93,6 +115,19 @@ def loads(records: Iterable[Record]) -> list[Load]:
     return [Load(machine, workload, dict(zip(SIDE, side, strict=True)),
                  {**own, **({"bound": bounds[machine, workload, *side[:-1]]} if (machine, workload, *side[:-1]) in bounds else {})})
             for (machine, workload, *side), own in found.items()]
+
+
+def windows(load: Load) -> list[dict]:
+    """Windows of the Server scenario by the rate that came, with the overload; of a rate that was asked for twice the longest."""
+    serving = load.serving("server") or {"windows": []}
+    every = [*serving["windows"], *([serving["overload"]] if serving.get("overload") else [])]
+    longest = {round(window["asked_per_s"], 6): window for window in sorted(every, key=lambda w: w["seconds"])}
+    return sorted(longest.values(), key=sent)
+
+
+def sent(window: dict) -> float:
+    """Queries/s that really came: arrivals are random, so a window has a few more or fewer than it asked for."""
+    return window["n"] / window["seconds"]
 
 
 def ms(seconds: float | None) -> str:
@@ -119,7 +154,7 @@ def columns(load: Load) -> dict[str, str]:
     offline, server, alone = load.serving("offline"), load.serving("server"), load.serving("singlestream")
     best, at_best = load.bound or (None, None)
     window, quality = load.confirmed(), (load.by_scenario["accuracy"].quality if "accuracy" in load.by_scenario else None)
-    overload, share = (server or {}).get("overload"), load.share()
+    overload, share = (server or {}).get("overload"), load.share() if load.settled else None
     single = alone and alone["windows"][-1]
     cores = next((s["cores"] for s in (offline, server, alone, load.serving("accuracy")) if s), None)
     return {
@@ -127,7 +162,7 @@ def columns(load: Load) -> dict[str, str]:
         "Offline, queries/s": figure(offline and offline["per_s"]),
         "engine alone, best streams, /s": figure(load.by_scenario["bound"].stats["per_s"]) if best else "",
         "SingleStream P50": ms(single and single["p50_s"]), "SingleStream P99": p99(single),
-        "Server within the limit, queries/s": figure(server and server["per_s"]), "its P50": ms(window and window["p50_s"]),
+        "Server within the limit, queries/s": load.stood() if server else "", "its P50": ms(window and window["p50_s"]),
         "its P99": p99(window), "queueing bound, queries/s": figure(at_best),
         "streams of the bound": str(best.c) if best else "", "share of the bound": "" if share is None else f"{share:.0%}",
         "at twice that: goodput, queries/s": figure(overload and overload["goodput_per_s"]),
@@ -135,7 +170,7 @@ def columns(load: Load) -> dict[str, str]:
         "memory grew by": figure(_grown(overload), "MiB") if overload else "",
         "peak memory": figure(_memory(load), "MiB"), "CPU in use": _cpu(window, cores),
         "of it the client's": _client(window), "queries/s per core, Offline": figure(load.per_core("offline")),
-        "queries/s per core, within the limit": figure(load.per_core("server")),
+        "queries/s per core, within the limit": figure(load.per_core("server")) if load.settled else "",
         f"cores for {GOAL_PER_S:.0f}/s, Offline": str(load.cores_offline(GOAL_PER_S) or ""),
         f"cores for {GOAL_PER_S:.0f}/s within the limit, at least": _within(load),
         "start to ready": figure(next((r.cold["ready_s"] for r in load.by_scenario.values() if r.cold.get("ready_s")), None), "s"),
@@ -214,17 +249,26 @@ def sentences(found: Sequence[Load]) -> list[str]:
         if not server:
             continue
         smoke = f"{SMOKE}. " if load.tier == "smoke" else ""
-        share = load.share()
-        beside = f", {share:.0%} of the queueing bound ({figure(load.bound[1])})" if share is not None else ""
-        line = (f"{smoke}{load.name} on {load.machine} ({server['cores']} cores): {figure(server['per_s'], 'queries/s')} within "
-                f"{1e3 * server['limit_s']:.0f} ms at P99 ({p99(window)}){beside}, in {figure(_memory(load), 'MiB')}.")
+        bound = load.bound and figure(load.bound[1])
+        beside = f", {load.share():.0%} of the queueing bound ({bound})" if load.settled and load.share() is not None else ""
+        beyond = f"; the queueing bound is {bound} queries/s" if bound and not beside else ""
+        line = (f"{smoke}{load.name} on {load.machine} ({server['cores']} cores): {load.stood()} queries/s within "
+                f"{1e3 * server['limit_s']:.0f} ms at P99 ({p99(window)}){beside}, in {figure(_memory(load), 'MiB')}{beyond}.")
         offline, within = load.cores_offline(GOAL_PER_S), load.cores_within(GOAL_PER_S)
         if offline and load.bound:
             needs = f"at least {within}" if within else "more than any number of"
             line += f" {GOAL_PER_S:.0f} queries/s would need {offline} cores Offline and {needs} cores within the limit."
         if overload := server.get("overload"):
-            refusals = f", refusals come within {ms(overload['refusal_p99_s'])} at P99" if overload["refusal_p99_s"] is not None else ""
-            line += (f" At twice the rate {figure(overload['goodput_per_s'], 'queries/s')} are still answered in time{refusals}, and it "
-                     f"recovers within {figure(overload['recovery_s'], 's')}.")
+            line += (f" At twice the rate {figure(overload['goodput_per_s'], 'queries/s')} are still answered in time{_refusals(overload)}"
+                     f", and it recovers within {figure(overload['recovery_s'], 's')}.")
         said.append(line)
     return said
+
+
+def _refusals(window: dict) -> str:
+    """How many of an overload are refused, and how soon they are told."""
+    if window["refusal_p99_s"] is None:
+        return ""
+    told = f"within {ms(window['refusal_p99_s'])} at P99"
+    late = f"not all of them at once ({told}; at once would be {1e3 * AT_ONCE_S:.0f} ms)"
+    return f", {window['refused']:,} are refused, {late if window['refusal_p99_s'] > AT_ONCE_S else told}"

@@ -1,6 +1,6 @@
 """Video files: frames out of one as arrays with their numbers and times, what the file says of itself, and a file written from frames.
 
-Decoding and encoding are FFmpeg's, through PyAV (`pip install 'hpml[video]'`). A file's own count of frames may be absent or wrong, and
+Decoding and encoding are FFmpeg's, through PyAV (`pip install -e '.[video]'`). A file's own count of frames may be absent or wrong, and
 its frames need not come at equal distances: numbers are counted while decoding, times come from the frames. Pictures stand as a player
 shows them, also those of a phone held upright. Only containers of files are opened: no play list, which could name addresses.
 """
@@ -153,7 +153,7 @@ def _av():
     try:
         import av
     except ImportError:
-        raise Unavailable("reading and writing video files needs PyAV: pip install 'hpml[video]'") from None
+        raise Unavailable("reading and writing video files needs PyAV: pip install -e '.[video]'") from None
     return av
 
 

@@ -26,7 +26,7 @@ def serve(workload: str, given: dict, *, host: str, port: int, gallery: str | No
     search has found; `asked`: of open_service. Raises HpmlError, in one line."""
     for package in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
         if reason := env.missing(package):
-            raise HpmlError(f"{reason}: pip install 'hpml[serve]'")
+            raise HpmlError(f"{reason}: pip install -e '.[serve]'")
     import uvicorn
 
     from hpml.serve import searching

@@ -196,9 +196,12 @@ def test_worth_shows_one_size_of_a_technique():
     found = compare.rows([*cases(8, "openvino"), *cases(1, "openvino")])
     shown = texts(plot.worth(found))
     assert shown.count("x –") == 1 and "1.18x" in shown and "Of several sizes the smallest batch on all threads" in shown
+    other = [dataclasses.replace(row, machine="another-machine") for row in found]
+    assert [(row.machine == "another-machine", row.knobs["batch"]) for row in plot.charted([*found, *other])] == [(False, 1), (True, 1)]
     shapes = [make(phase="infer", changes=c, varying=("batch",), group="b", number=n, order=o)
               for n in range(3) for o, c in enumerate(({}, {"batch": 8}))]
     assert "x –" not in texts(plot.worth(compare.rows(shapes))), "more in one call is another input, no technique"
+    assert plot.charted(compare.rows(shapes)) == [] == plot.charted([])
 
 
 def test_worth_holds_six_workloads(rows):
@@ -343,8 +346,10 @@ def test_noise_says_the_floor():
 
 def test_limits_show_peaks_units_and_engines():
     axes = plot.limits(study())
-    assert "Peak: fp32 264 GFLOP/s, bf16 1.32 TFLOP/s, int8 2.38 TFLOP/s" in texts(axes)
+    assert "Peak: fp32 264 GFLOP/s, bf16 1.32 TFLOP/s, int8 2.38 TOP/s" in texts(axes), "integers have no FLOPs"
     assert "31.0 GB/s" in texts(axes) and "410 images/s" in texts(axes) and "4 limits not measured here" in texts(axes)
+    blocks = [bars(own) for own in axes.figure.axes]
+    assert len(blocks) == 3 and all(max(width for _, width, _ in own) > 0 for own in blocks), "images/s have a scale of their own"
     assert {shade for _, _, shade in bars(axes)} == {ENGINES["eager"], ENGINES["onnxruntime"], ENGINES["openvino"]}
     assert "bf16 is not in this library" in axes.figure.hpml_alt
     inside(axes)

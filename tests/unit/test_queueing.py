@@ -26,6 +26,28 @@ def simulated(load: float, c: int, n: int = 400_000) -> np.ndarray:
     return waits
 
 
+def late(rate: float, server: Server, *, limit_s: float, refuse: bool, n: int = 60_000) -> float:
+    """The share of queries that are not answered within the limit, first come first served; `refuse`: those are not served at all."""
+    free, missed = [0.0] * server.c, 0
+    for arrival in np.cumsum(np.random.default_rng(7).exponential(1 / rate, n)):
+        start = max(arrival, free[0])
+        if start + server.service_s - arrival > limit_s:
+            missed += 1
+            if refuse:
+                continue
+        free[0] = start + server.service_s
+        free.sort()
+    return missed / n
+
+
+def test_the_bound_is_of_servers_that_refuse_nobody():
+    server = Server(c=2, cores=2, stream_s=0.0243)
+    rate = queueing.highest_rate(server)
+    assert late(rate, server, limit_s=0.150, refuse=False) == pytest.approx(0.01, abs=0.004)
+    assert late(1.06 * rate, server, limit_s=0.150, refuse=False) > 0.02
+    assert late(1.06 * rate, server, limit_s=0.150, refuse=True) < 0.01  # who refuses the late ones passes it
+
+
 @pytest.mark.parametrize("load", [0.1, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("x", [0.0, 0.4, 1.0, 3.7, 8.0])
 def test_one_server_is_erlangs_formula(load, x):

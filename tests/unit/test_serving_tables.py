@@ -41,7 +41,7 @@ def some(tier: str = "cpu") -> list[Record]:
         found.append(made("server", transport=transport, per_s=rate, tier=tier,
                           actual=serving(rate, windows, offered_per_s=rate, overload=overload)))
     for image, rate, value in ((224, 12.0, 0.93), (192, 16.0, 0.92), (160, 22.0, 0.90), (128, 34.0, 0.84)):
-        quality = {"metric": "top-1 accuracy", "value": value, "n": 400, "chance": 0.1, "margin": 0.01, "informative": image > 128}
+        quality = {"metric": "top-1 accuracy", "value": value, "n": 400, "chance": 0.1, "margin": 0.01, "informative": image != 192}
         found.append(made("accuracy", image=image, precision="fp32", per_s=rate, tier=tier, quality=quality,
                           actual=serving(rate, [window(rate, None)])))
     return found
@@ -75,8 +75,61 @@ def test_the_table_and_the_sentences():
     assert tables_serving.text([]) == "no load test was measured"
     first, second = tables_serving.sentences(tables_serving.loads(some()))
     assert first.startswith("ResNet-50 int8 in openvino, 224 px, in process on test-machine (2 cores): 17.0 queries/s within 150 ms at P99")
-    assert "of the queueing bound" in first and "refusals come within 3.00 ms at P99" in first and "640 MiB" in first
+    assert "of the queueing bound" in first and "refused, within 3.00 ms at P99" in first and "640 MiB" in first
     assert "over HTTP" in second
+
+
+def test_a_search_that_ended_early_gives_a_range_and_no_share_of_the_bound():
+    found = some()
+    open_ended = next(r for r in found if r.knobs["scenario"] == "server" and r.knobs["transport"] == "inprocess")
+    probes = open_ended.actual["serving"]["windows"]
+    probes[1] = window(26.0, 0.16, missed=40, n=1300)
+    inside, over = [load for load in tables_serving.loads(found) if "server" in load.by_scenario]
+    assert over.settled and not inside.settled and inside.stood() == "at least 17.0 (26.0 missed)"
+    shown = tables_serving.columns(inside)
+    assert shown["Server within the limit, queries/s"] == "at least 17.0 (26.0 missed)"
+    assert shown["share of the bound"] == shown["queries/s per core, within the limit"] == "" and shown["queueing bound, queries/s"]
+    said = tables_serving.sentences([inside])[0]
+    assert "at least 17.0 (26.0 missed) queries/s within 150 ms" in said and "the queueing bound is" in said and "% of the" not in said
+    title = plot_serving.load([inside, over]).get_title(loc="left").replace("\n", " ")
+    assert "at least 17.0 (26.0 missed) in process, 14.0 over HTTP queries/s" in title
+    probes[1] = window(17.0, 0.16, missed=40, n=100)  # the rate itself, in a short window: no end above it
+    open_ended.actual["serving"]["overload"] |= {"within": True}
+    assert inside.missed() is None and inside.stood() == "at least 17.0 (no rate missed)"
+
+
+def test_refusals_that_come_late_are_said_to_be_late():
+    load = next(load for load in tables_serving.loads(some()) if load.confirmed())
+    assert "900 are refused, within 3.00 ms at P99, and it" in tables_serving.sentences([load])[0]
+    load.serving("server")["overload"] |= {"refusal_p99_s": 0.15}
+    late = "900 are refused, not all of them at once (within 150 ms at P99; at once would be 50 ms), and it"
+    assert late in tables_serving.sentences([load])[0]
+
+
+def test_cores_within_the_limit_are_never_fewer_than_offline():
+    found = some()
+    next(r for r in found if r.knobs["scenario"] == "offline").actual["serving"]["per_s"] = 12.0
+    load = next(load for load in tables_serving.loads(found) if load.confirmed())
+    assert load.cores_within(100) == load.cores_offline(100) == 17
+
+
+def test_what_came_is_what_is_shown_beside_what_was_in_time():
+    found = some()
+    load = next(load for load in tables_serving.loads(found) if load.confirmed())
+    load.serving("server")["windows"][1] |= {"n": 2400, "goodput_per_s": 23.0}
+    assert [round(tables_serving.sent(w), 2) for w in tables_serving.windows(load)] == [13.6, 17.0, 23.46, 34.0]
+    assert all(tables_serving.sent(w) >= w["goodput_per_s"] for w in tables_serving.windows(load))
+    assert "23.5 offered: P99 210 ms, 23.0 in time" in plot_serving.load([load]).figure.hpml_alt
+
+
+def test_points_are_named_only_where_both_ends_inform_and_differ():
+    entries = [load for load in tables_serving.loads(some()) if load.knobs["precision"] == "fp32"]
+
+    def title(*sizes):
+        return plot_serving.resolution([one for one in entries if one.knobs["image"] in sizes]).get_title(loc="left").replace("\n", " ")
+
+    assert title(224, 160).endswith("no difference of accuracy shown") and title(224, 128).endswith("x the rate, -9.0 points")
+    assert title(224, 192).endswith("x the rate, accuracy not informative")
 
 
 def test_a_rate_that_no_number_of_cores_gives_is_said():

@@ -34,3 +34,12 @@ def test_reliability_measures_the_distance_from_the_diagonal():
     axes = plot.reliability([0] * 10, [0] * 5 + [1] * 5, [0.95] * 10)
     assert "45 points more sure than right; expected calibration error 45" in axes.get_title(loc="left").replace("\n", " ")
     assert "95 % sure: 50 % right (n=10)" in axes.figure.hpml_alt
+
+
+@pytest.mark.parametrize(("losses", "word"), [([6.9, 3.0, 0.4], "falls, from 6.90 to 0.40"), ([6.9, 7.1], "does not fall, from")])
+def test_one_batch_is_judged_by_its_loss(losses, word):
+    record = fit_record(0.5)
+    record.quality["losses"] = losses
+    axes = plot.memorised(record)
+    assert word in axes.get_title(loc="left") and word in axes.figure.hpml_alt
+    assert list(axes.lines[0].get_ydata()) == losses and "top-1" not in axes.figure.hpml_alt

@@ -18,6 +18,25 @@ def test_parts_are_one_line_each_and_leave_quality_runs_out():
     again = dataclasses.replace(step, stats={**step.stats, "per_s": 123.0})  # the same round, measured once more
     assert len(tables_training.parts([step, again]).splitlines()) == 2 and "123" in tables_training.parts([step, again])
     assert tables_training.parts([]) == "nothing measured"
+    itself = make(arm="A", technique="noise_floor")
+    assert tables_training.parts([itself]) == "nothing measured", "a case against itself is no part of the work"
+
+
+def test_rounds_of_a_part_are_one_line_and_preprocessing_is_shown_where_it_is_beyond_the_noise():
+    def answers(more_s, iqr=0.001):
+        found = [make(phase="infer", number=number) for number in range(len(more_s))]
+        for record, more in zip(found, more_s, strict=True):
+            record.stats = {**record.stats, "per_s": 100.0 + record.protocol["round"],
+                            "with_copies": {"median": 0.02, "iqr": iqr}, "with_preprocessing": {"median": 0.02 + more, "iqr": iqr}}
+        return tables_training.parts(found).splitlines()
+
+    assert len(answers([0.005, 0.006, 0.007])) == 2
+    titles, line = answers([0.005, 0.006, 0.007])
+    assert titles.split()[:2] == ["case", "rounds"] and " 3 " in line and " 101 " in line, "the median of the rounds"
+    assert line.split()[-1] == "6.00"
+    assert answers([0.005])[1].split()[-1] == "5.00" and answers([0.005], iqr=0.01)[1].endswith("below the noise")
+    for shares in ([-0.005], [-0.005, -0.006, -0.007], [0.02, -0.015, 0.003]):
+        assert answers(shares)[1].endswith("below the noise")
 
 
 def test_fits_are_one_column_each_with_the_other_figures_of_the_quality():
