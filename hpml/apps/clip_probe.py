@@ -119,15 +119,18 @@ def recalls(judged: dict[str, dict]) -> str:
 
 
 def text(found: list[dict]) -> str:
-    """The studies as a table of fixed width, and what each paired comparison says."""
+    """The studies as a table of fixed width, and what each paired comparison says: all together are wrong in one of twenty (Bonferroni)."""
+    comparisons = ("ensemble over one prompt", "text beside the image")
+    enough = 0.05 / (len(comparisons) * len(found))
     ways = list(found[0]["accuracy"])
     lines = [f"{'':<22}" + "".join(f"{one['attribute']:>12}" for one in found)]
     lines += [f"{way:<22}" + "".join(f"{one['accuracy'][way]:>12.1%}" for one in found) for way in ways]
     lines.append(f"{'test frames':<22}" + "".join(f"{one['n']:>12,}" for one in found))
-    for what in ("ensemble over one prompt", "text beside the image"):
+    for what in comparisons:
         for one in found:
             pair = one[what]
-            word = "no difference shown" if pair["p"] > 0.05 else "better" if pair["difference"] > 0 else "worse"
+            word = "no difference shown" if pair["p"] > enough else "better" if pair["difference"] > 0 else "worse"
             lines.append(f"{what}, {one['attribute']}: {100 * pair['difference']:+.1f} points ({pair['only_other']} frames against "
                          f"{pair['only_one']}, p = {pair['p']:.2g}): {word}")
+    lines.append(f"{len(comparisons) * len(found)} comparisons are made, so one counts below p = {enough:.2g}")
     return "\n".join(lines)

@@ -152,7 +152,7 @@ except Unavailable as told:
     print(told)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'hpml[video]'" in done.stdout
+    assert "pip install -e '.[video]'" in done.stdout
 
 
 def encoded(path, n=40, *, codec="libx264", gap=0, options=None):
