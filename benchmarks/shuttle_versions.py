@@ -218,7 +218,8 @@ def study(found: dict, name: str) -> dict:
             *(["error before and after mining, below which so many of the visible frames lie: " + ", ".join(
                 f"{q} %: {by_number[10]['quantiles'][q]:.1f} and {by_number[11]['quantiles'][q]:.1f} px" for q in ("50", "75", "90", "95"))]
               if {10, 11} <= set(by_number) else []),
-            f"one seed, {versions[0]['threads']} compute thread" + "s" * (versions[0]['threads'] != 1) + (f"; frames per second are of a busy machine (load {load:.0f})" * (load > 2))]
+            f"one seed, {versions[0]['threads']} compute thread{'s' * (versions[0]['threads'] != 1)}"
+            + f"; frames per second are of a busy machine (load {load:.0f})" * (load > 2)]
     return {"data": f"rendered badminton, {size['image']} pixels wide", "n": versions[0]["n"], "tier": name,
             "knobs": {key: size[key] for key in ("backbone", "train", "epochs", "patience", "batch")}, "rows": rows, "says": says,
             "curves": {one["name"]: one["curves"] for one in versions}, "quantiles": {one["name"]: one["quantiles"] for one in versions}}
