@@ -90,7 +90,7 @@ def main() -> None:
         "link": {"bytes_s": link.bytes_s, "latency_s": link.latency_s, "worst_error": worst},
         "steps": [{"micro_batch": micro, "micro_batches": count, "seconds": values} for (micro, count), values in seconds.items()],
         "compute_s": compute, "exposed": exposed, "held_back": {"predicted_s": predicted, "measured_s": found}}
-    path = studies.write("scaling", {**facts, "rows": scaling.table(facts), "says": scaling.said(facts)})
+    path = studies.write("scaling", facts)
     print(studies.described(studies.read("scaling"), "python benchmarks/scaling.py"), scaling.text(facts), path, sep="\n")
 
 

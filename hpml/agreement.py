@@ -6,7 +6,6 @@ shows between sittings of one run (sittings.py), which the interval of rounds ca
 1 - 0.05 / cases (Bonferroni): two runs of unchanged code show a difference anywhere in 1 of 20 comparisons, not in each.
 """
 
-import dataclasses
 import json
 import math
 import statistics
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hpml import compare, sittings
-from hpml.compare import CONFIDENCE, MIN_ROUNDS, percent
+from hpml.compare import CONFIDENCE, MIN_ROUNDS, Row, percent
 from hpml.env import HpmlError
 from hpml.knobs import KNOBS, SIZE_KNOBS
 from hpml.records import Record
@@ -262,36 +261,43 @@ def _limits_shift(a: Run, b: Run) -> float | None:
 def _gains(a: Run, b: Run, labels: dict[tuple, str], *, alike: bool) -> list[Gain]:
     """Techniques that both runs measured beside the same baseline. Paired inside each run, so that slow drift cancels out.
 
-    Machines that are not `alike` have tiers, devices and sizes of their own: there a technique is what it turns, beside a baseline that is
-    otherwise set the same.
+    Machines that are not `alike` have tiers, devices and sizes of their own: there a technique is what it turns in one notebook, beside a
+    baseline that is otherwise set the same. What a notebook measured at several sizes is paired at each that both sides have; what it
+    measured once on each side is the same technique at their own sizes, and its label names both.
     """
-    sides: list[dict[tuple, dict[tuple, tuple[Gain, list[str]]]]] = []
-    for run in (a, b):
-        own: dict[tuple, dict[tuple, tuple[Gain, list[str]]]] = {}
-        of = {(r.case["group"], r.case["label"]): r for r in run.records if r.case["phase"] != "limit"}
-        rows = compare.techniques(compare.rows(run.records))
-        bases = {row.group: of[row.group, row.label] for row in rows if row.is_baseline}
-        for row in rows:
-            if row.ratio and row.group in bases:
-                base, turned = bases[row.group], ", ".join(f"{name}={row.knobs[name]}" for name in row.differs_in)
-                own_key = sittings.identity(base)
-                beside = [text for text in labels[own_key].split(", ") if text.split("=")[0] not in row.differs_in and "=" in text]
-                if not alike:
-                    beside = [f"{name}={base.knobs[name]}" for name in ("batch", "threads") if name not in row.differs_in
-                              and base.knobs.get(name)] + ([f"notebook {base.notebook[:2]}"] if base.notebook else [])
-                kind, size = (own_key, ()) if alike else (_kind(base, row.differs_in), _size(base, row.differs_in))
-                gain = Gain(own_key[0], row.phase, turned, (row.ratio, row.ratio), (row.verdict, row.verdict))
-                own.setdefault((kind, turned, None if alike else base.notebook), {})[size] = gain, beside
-        sides.append(own)
+    one, two = (_turned(run, labels, alike=alike) for run in (a, b))
     found = []
-    for kind, one in sides[0].items():
-        two = sides[1].get(kind, {})
-        # Tiers have sizes of their own: what one notebook measured once on each side is the same technique at these.
-        pairs = [(one[size], two[size]) for size in one if size in two]
-        for (gain, at), (other, there) in pairs or (zip(one.values(), two.values(), strict=True) if len(one) == len(two) == 1 else ()):
-            words = [text if text in there else f"{text} and {instead.split('=')[-1]}" for text, instead in zip(at, there, strict=False)]
-            found.append(dataclasses.replace(gain, label=f"{gain.label} ({', '.join(words)})" if words else gain.label,
-                                             ratios=(gain.ratios[0], other.ratios[1]), words=(gain.words[0], other.words[1])))
+    for kind, mine in one.items():
+        theirs = two.get(kind, {})
+        pairs = [(mine[size], theirs[size]) for size in mine if size in theirs]
+        if not pairs and len(mine) == len(theirs) == 1:
+            pairs = [(*mine.values(), *theirs.values())]
+        for (row, at), (other, there) in pairs:
+            words = [x if x == y else f"{x} and {y.split('=')[-1]}" for x, y in zip(at, there, strict=True)
+                     if not x == y == "threads=0"]  # all of them: the usual
+            found.append(Gain(kind[0][0], row.phase, f"{kind[1]} ({', '.join(words)})" if words else kind[1],
+                              (row.ratio, other.ratio), (row.verdict, other.verdict)))
+    return found
+
+
+def _turned(run: Run, labels: dict[tuple, str], *, alike: bool) -> dict[tuple, dict[tuple, tuple[Row, list[str]]]]:
+    """The rows that turn a technique with the words that tell what it was measured at: by (baseline, what is turned, notebook), by size."""
+    found: dict[tuple, dict[tuple, tuple[Row, list[str]]]] = {}
+    of = {(r.case["group"], r.case["label"]): r for r in run.records if r.case["phase"] != "limit"}
+    rows = compare.techniques(compare.rows(run.records))
+    bases = {row.group: of[row.group, row.label] for row in rows if row.is_baseline}
+    for row in rows:
+        if not row.ratio or row.group not in bases:
+            continue
+        base, turned = bases[row.group], ", ".join(f"{name}={row.knobs[name]}" for name in row.differs_in)
+        if alike:
+            kind, size = (sittings.identity(base), turned, None), ()
+            words = [text for text in labels[kind[0]].split(", ") if text.split("=")[0] not in row.differs_in and "=" in text]
+        else:
+            kind, size = (_kind(base, row.differs_in), turned, base.notebook), _size(base, row.differs_in)
+            words = [f"{name}={base.knobs[name]}" for name in ("batch", "threads") if name not in row.differs_in and name in base.knobs]
+            words += [f"notebook {base.notebook[:2]}"] if base.notebook else []
+        found.setdefault(kind, {})[size] = row, words
     return found
 
 

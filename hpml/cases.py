@@ -50,10 +50,7 @@ def use(*, notebook: str | None = None, tier: str = "smoke", workloads: Sequence
     check_tier(tier)
     for name in workloads:
         get_workload(name)
-    if device not in (None, "cpu", "cuda"):
-        raise HpmlError(f"device {device!r}: choose cpu or cuda")
-    if device == "cuda" and env.no_gpu():
-        raise HpmlError(f"device 'cuda': {env.no_gpu()}")
+    check_device(device or "cpu")
     run_id = run_id or os.environ.get("HPML_RUN_ID") or "lab"
     env.run_dir(run_id)
     _session = Session(run_id=run_id, notebook=notebook, tier=tier, data=data,
@@ -65,6 +62,14 @@ def check_tier(tier: str) -> None:
     """Raises HpmlError for a tier that there is not."""
     if tier not in TIERS:
         raise HpmlError(f"unknown tier {tier!r}: choose from {', '.join(TIERS)}")
+
+
+def check_device(device: str) -> None:
+    """Raises HpmlError for a device that there is not, at all or here."""
+    if device not in ("cpu", "cuda"):
+        raise HpmlError(f"device {device!r}: choose cpu or cuda")
+    if device == "cuda" and (reason := env.no_gpu()):
+        raise HpmlError(f"device {device!r}: {reason}")
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def serve(
     search: Annotated[bool, typer.Option("--search", help="find streams and batch by a short search, save them, and end")] = False,
 ) -> None:
     """Serve a workload over HTTP, with a page at /. Loopback only; a deadline kept by refusing what would miss it."""
-    from hpml import workloads
+    from hpml import cases, workloads
     from hpml.serve import server
 
     given = {"streams": streams, "threads": threads, "max_batch": max_batch, "max_wait_ms": max_wait_ms, "queue": queue,
@@ -62,13 +62,14 @@ def serve(
         found = configfile.read(config, phase="infer", workload=workload, default=WORKLOAD, without=OF_THE_SERVICE)
         print(found.note, file=sys.stderr)
         workload, knobs = found.workload, dict(found.knobs)
-        given = {name: knobs.pop(name) for name in ("threads",) if name in knobs} | given
+        if "threads" in knobs:
+            given = {"threads": knobs.pop("threads"), **given}
     workload = workload or WORKLOAD
     flags = {"engine": engine, "precision": precision, "image": image, "weights": weights, "data": data, "device": device}
-    chosen = {name: knobs.pop(name, DEFAULTS[name]) if flag is None else flag for name, flag in flags.items()}
-    asked = {**chosen, "tier": tier, "run_id": run_id, "knobs": {name: value for name, value in knobs.items() if name not in chosen}}
-    if chosen["device"] == "cuda" and env.no_gpu():
-        raise HpmlError(f"device cuda: {env.no_gpu()}")
+    chosen = {name: knobs.pop(name, default) for name, default in DEFAULTS.items()}
+    chosen |= {name: flag for name, flag in flags.items() if flag is not None}
+    asked = {**chosen, "tier": tier, "run_id": run_id, "knobs": knobs}
+    cases.check_device(chosen["device"])
     if gallery is not None and (module := workloads.get(workload)).NAME != "clip":
         raise HpmlError(f"--gallery {gallery}: {module.TITLE} searches no pictures, only --workload clip does")
     if gallery is not None and not Path(gallery).expanduser().is_dir():

@@ -46,8 +46,8 @@ def train(workload: str | None, tier: str, run_id: str | None, dry_run: bool, co
     case = cases.case(workload, phase="train", tier=tier, fit=True, **chosen)
     if case.knobs["epochs"] == 0:
         raise HpmlError("epochs=0: give at least one epoch")
-    if case.knobs["device"] == "cuda" and env.no_gpu():
-        raise HpmlError(f"device cuda: {env.no_gpu()}")
+    # What no training can do, or none here, is said before anything starts, and to a dry run too.
+    cases.check_device(case.knobs["device"])
     distributed.processes(case.phase, case.knobs)
     training.check_together(case.knobs)
     if dry_run:

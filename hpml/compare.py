@@ -158,7 +158,8 @@ def _cases(records: Iterable[Record]) -> dict[str, list[Record]]:
 def noise_logs(records: Iterable[Record], phase: str, device: str | None = None) -> list[float]:
     """A/A log-ratios among `records`, of this phase where there are some, else of any phase; `device` leaves those of others out, as a
     GPU's scatter says nothing of the CPU beside it. Empty when none was measured."""
-    aa = [r for r in records if r.case["technique"] == NOISE and r.status == "ok" and device in (None, r.knobs.get("device", device))]
+    aa = [r for r in records if r.case["technique"] == NOISE and r.status == "ok"
+          and (device is None or r.knobs.get("device", device) == device)]
     chosen = [r for r in aa if r.case["phase"] == phase] or aa
     logs = []
     groups: dict[str, list[Record]] = {}
@@ -272,12 +273,13 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
 
     With three or more paired rounds the lower end of the interval of the difference decides, else the difference itself.
     """
-    own = _qualities(record, records)
+    runs = vouching(record, records)
+    own = _qualities(runs)
     nothing = {"quality": "not measured", "quality_text": "not measured", "quality_value": None, "quality_metric": None, "quality_n": None}
     # Answers that fail the parity check keep nothing, whatever another variant's did.
     if not own or record.status == "parity_failed":
         return nothing
-    theirs = _qualities(base, records) if base else {}
+    theirs = _qualities(vouching(base, records)) if base else {}
     # Only runs of one group share the amount of training and the test images: pairs are made inside the latest such group.
     shared = [group for group, _ in own if group in {other for other, _ in theirs}]
     group = shared[-1] if shared else list(own)[-1][0]
@@ -286,7 +288,7 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
     any_own = next(iter(chosen.values()))
     value = statistics.fmean(q["value"] for q in chosen.values())
     shown = {"quality_value": value, "quality_metric": any_own["metric"], "quality_n": any_own["n"]}
-    size = f"{_shown_at(record, group, records)}n={any_own['n']}"
+    size = f"{_shown_at(record, next(r for r in runs if r.case['group'] == group))}n={any_own['n']}"
     if not any_own["informative"]:
         text = f"not informative ({percent(value)}, {size})"
         return {**shown, "quality": "not informative", "quality_text": text}
@@ -308,16 +310,14 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
     return {**shown, "quality": word, "quality_text": f"{text}, {size}{seeds})"}
 
 
-def _shown_at(record: Record, group: str, records: Sequence[Record]) -> str:
+def _shown_at(record: Record, run: Record) -> str:
     """Where the quality was shown on another graph than the one that was timed: its variant and the size of its inputs."""
-    run = next(r for r in vouching(record, records) if r.case["group"] == group)
     return "".join(f"{run.knobs[name]}, " if name == "variant" else f"{name} {run.knobs[name]}, " for name in ("variant", "image", "length")
                    if name in run.knobs and run.knobs[name] != record.knobs.get(name))
 
 
-def _qualities(record: Record, records: Sequence[Record]) -> dict[tuple[str, int], dict]:
-    """Quality by (group, round) of the runs that vouch for `record`."""
-    return {(r.case["group"], r.protocol["round"]): r.quality for r in vouching(record, records)}
+def _qualities(runs: Sequence[Record]) -> dict[tuple[str, int], dict]:
+    return {(r.case["group"], r.protocol["round"]): r.quality for r in runs}
 
 
 def vouching(record: Record, records: Sequence[Record]) -> list[Record]:

@@ -1,6 +1,6 @@
 """The chart over many comparisons: what is worth it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hpml import tables
@@ -47,7 +47,7 @@ def worth(rows: Sequence[Row]):
     """
     others = _techniques(rows)
     machines = list(dict.fromkeys(row.machine for row in others)) or ["no machine"]
-    blocks = [_block([row for row in others if row.machine == machine], rows) for machine in machines]
+    blocks = _blocks(machines, others, rows)
     lanes = [max(len(block.lanes) + len({heading for heading, _ in block.lanes}), 1) for block in blocks]
     figure, grid = figure_of(1.6 + sum(LANE_IN * n + 0.55 for n in lanes), rows=len(machines), height_ratios=[n + 1 for n in lanes])
     for axes, machine, n, block in zip(grid[:, 0], machines, lanes, blocks, strict=True):
@@ -77,8 +77,11 @@ def worth(rows: Sequence[Row]):
 def charted(rows: Sequence[Row]) -> list[Row]:
     """The comparisons that `worth` draws a cell for: of each technique, workload and machine one."""
     others = _techniques(rows)
-    blocks = [_block([row for row in others if row.machine == machine], rows) for machine in dict.fromkeys(row.machine for row in others)]
-    return [row for block in blocks for row in block.cells.values()]
+    return [row for block in _blocks(dict.fromkeys(row.machine for row in others), others, rows) for row in block.cells.values()]
+
+
+def _blocks(machines: Iterable[str], others: Sequence[Row], rows: Sequence[Row]) -> list:
+    return [_block([row for row in others if row.machine == machine], rows) for machine in machines]
 
 
 def _techniques(rows: Sequence[Row]) -> list[Row]:

@@ -105,7 +105,7 @@ def _measured_again_if_busy(plan: Plan, group: list[int], number: int, order: li
         return made
     print("  the machine was busy with something else: this round is measured once more")
     again = launch_together(plan, group, number, order, known_limits)
-    lost = any(first.status == "ok" != second.status for first, second in zip(made, again, strict=True))
+    lost = any(first.status == "ok" and second.status != "ok" for first, second in zip(made, again, strict=True))
     kept, aside = (made, again) if lost else (again, made)
     for one in aside:
         one.protocol["set_aside"] = True

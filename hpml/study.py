@@ -268,7 +268,7 @@ def _trained_otherwise(path: Path, tier: str, data: str) -> str:
         found = record["case"]["tier"], record["knobs"]["data"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return "" if found == (tier, data) else "tier {} and data {}".format(*found)
+    return "" if found == (tier, data) else f"tier {found[0]} and data {found[1]}"
 
 
 def keep(results: Results, **knobs) -> Path:

@@ -299,6 +299,16 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     return [sentence(row, baseline_of(row, rows), machine=several) for row in rows if not row.is_baseline]
 
 
+def strongest(compared: Sequence[Row], rows: Sequence[Row], *, most: int = 5) -> list[str]:
+    """How many of the `compared` rows are faster and how many slower, each with its strongest as sentences; `rows` hold the baselines."""
+    lines = []
+    for word, sign in (("faster", -1), ("slower", 1)) if compared else ():
+        chosen = sorted((row for row in compared if row.verdict == word), key=lambda row: sign * row.ratio)
+        lines.append(f"{len(chosen)} of {len(compared)} comparisons are {word}{', the strongest:' if chosen else '.'}")
+        lines += [f"  [{(row.notebook or '-')[:2]}] {sentence(row, baseline_of(row, rows), machine=True)}" for row in chosen[:most]]
+    return lines
+
+
 def _listing(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)
 

@@ -37,9 +37,12 @@ class Engine(eager.Engine):
             return reason
         if device == "cuda" and (reason := env.missing("triton")):
             return reason
-        compiler = os.environ.get("CC") or shutil.which("gcc") or "clang" if device == "cuda" else os.environ.get("CXX", "g++")
-        if not shutil.which(compiler):  # Triton builds what starts its kernels
-            return f"torch.compile needs a compiler of C{'++' * (device != 'cuda')}: {compiler} is not installed"
+        if device == "cuda":  # Triton builds what starts its kernels
+            language, compiler = "C", os.environ.get("CC") or shutil.which("gcc") or "clang"
+        else:
+            language, compiler = "C++", os.environ.get("CXX", "g++")
+        if not shutil.which(compiler):
+            return f"torch.compile needs a {language} compiler: {compiler} is not installed"
         if not Path(sysconfig.get_path("include"), "Python.h").exists():
             return "torch.compile needs Python.h: install Python's development files"
         return None

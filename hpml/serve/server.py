@@ -31,7 +31,7 @@ def serve(workload: str, given: dict, *, host: str, port: int, gallery: str | No
 
     from hpml.serve import searching
     from hpml.serve.app import described, make_app
-    from hpml.serve.bodies import Connection
+    from hpml.serve.connection import Connection
     from hpml.serve.gallery import open_gallery
     from hpml.serve.service import open_service
 

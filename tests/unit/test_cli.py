@@ -168,4 +168,4 @@ def test_cuda_without_a_gpu_is_not_served_by_flag_or_file(tmp_path):
     file.write_text("{format: 1, machine: m, machines: {m: {workloads: {resnet50: {infer: {knobs: {device: cuda}}}}}}}")
     for words in (["--device", "cuda"], ["--config", str(file)]):
         done = hpml("serve", "--port", "0", *words)
-        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("hpml: device cuda: no NVIDIA GPU"), done.stderr
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("hpml: device 'cuda': no NVIDIA GPU"), done.stderr

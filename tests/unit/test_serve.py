@@ -30,7 +30,7 @@ from hpml.data.frames import FrameDataset
 from hpml.data.images import ImageDataset
 from hpml.data.masks import MaskDataset
 from hpml.env import HpmlError, Unavailable
-from hpml.serve import bodies, prepare, searching, server, service, tasks
+from hpml.serve import bodies, connection, prepare, searching, server, service, tasks
 from hpml.serve.batching import Batcher
 from hpml.serve.inputs import open_picture, reader_of
 from hpml.serve.settings import BadInput, Busy, Settings
@@ -278,7 +278,7 @@ def answering(app, most: int = 100):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        config = uvicorn.Config(app, http=functools.partial(bodies.Connection, most=most), ws="none", lifespan="off", log_config=None)
+        config = uvicorn.Config(app, http=functools.partial(connection.Connection, most=most), ws="none", lifespan="off", log_config=None)
         running = uvicorn.Server(config)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [taken]})
         thread.start()
@@ -291,7 +291,7 @@ def answering(app, most: int = 100):
 
 async def slow(scope, receive, send):
     """An answer that takes longer than a head may take."""
-    await asyncio.sleep(1.3 * bodies.HEAD_S)
+    await asyncio.sleep(1.3 * connection.HEAD_S)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -304,7 +304,7 @@ def connected(port: int) -> socket.socket:
 
 
 def test_a_connection_without_a_whole_head_is_closed_and_a_slow_answer_is_not(monkeypatch):
-    monkeypatch.setattr(bodies, "HEAD_S", 2.0)
+    monkeypatch.setattr(connection, "HEAD_S", 2.0)
     with answering(slow) as port, connected(port) as silent, connected(port) as half, connected(port) as asking:
         asking.sendall(ASKED)
         half.sendall(ASKED[:-2])
@@ -315,7 +315,7 @@ def test_a_connection_without_a_whole_head_is_closed_and_a_slow_answer_is_not(mo
 
 
 def test_beyond_the_most_connections_the_one_that_waits_longest_makes_room(monkeypatch):
-    monkeypatch.setattr(bodies, "HEAD_S", 600)
+    monkeypatch.setattr(connection, "HEAD_S", 600)
     begun, on = threading.Event(), threading.Event()
 
     async def held(scope, receive, send):
