@@ -402,3 +402,12 @@ def test_a_limit_above_100_percent_is_flagged():
     rows = compare.rows(noise() + sweep("precision", ["fp32", "bf16"], limit=120.0))
     assert "(!)" in tables.text(rows) and "measured limit is too low" in tables.text(rows)
     assert "120 % of the compute limit (above 100 %" in tables.sentence(rows[1])
+
+
+def test_the_strongest_are_counted_and_named_with_their_machine():
+    rows = compare.rows(noise() + sweep("precision", ["fp32", "bf16"], rounds=6, rates=(50, 90)))
+    compared = [row for row in rows if not row.is_baseline]
+    counted, named, none = tables.strongest(compared, rows)
+    assert counted == "1 of 1 comparisons are faster, the strongest:" and none == "0 of 1 comparisons are slower."
+    assert "1.80x" in named and f"on {compared[0].machine}" in named and "the baseline (" in named
+    assert tables.strongest([], rows) == []
