@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hpml import roofline
+from hpml import answers, roofline
 from hpml.env import HpmlError
 from hpml.knobs import INPUT_KNOBS, SIZE_KNOBS
 from hpml.records import Record
@@ -271,7 +271,8 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
     """Quality columns of a row: kept, lost, not measured or not informative, against the workload's margin fixed beforehand. The text
     names the variant and the sizes that it was shown at, where these are others than the row's.
 
-    With three or more paired rounds the lower end of the interval of the difference decides, else the difference itself.
+    With three or more paired rounds the lower end of the interval of the difference decides, else the difference itself. In inference the
+    weights are the same, so the text then gives the interval that the test samples alone leave (answers.difference).
     """
     runs = vouching(record, records)
     own = _qualities(runs)
@@ -303,8 +304,14 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
         from scipy.stats import t
 
         worst = delta - t.ppf(0.5 + CONFIDENCE / 2, len(deltas) - 1) * statistics.stdev(deltas) / math.sqrt(len(deltas))
+    spread = ""
+    if record.case["phase"] != "train" and len(deltas) < MIN_ROUNDS:
+        latest = max(own.keys() & theirs.keys())
+        ends = answers.difference(own[latest], theirs[latest], CONFIDENCE)
+        spread = ends and f" [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]" or ""
     word = "kept" if worst >= -margin else "lost" if delta < -margin else "not informative"
-    text = {"kept": f"kept ({100 * delta:+.1f} points", "lost": f"lost by {-100 * delta:.1f} points (margin {100 * margin:.1f}",
+    text = {"kept": f"kept ({100 * delta:+.1f} points{spread}",
+            "lost": f"lost by {-100 * delta:.1f} points{spread} (margin {100 * margin:.1f}",
             "not informative": f"not informative ({100 * delta:+.1f} points, interval wider than the margin"}[word]
     seeds = f", {len(deltas)} seed{'s' * (len(deltas) > 1)}" if record.case["phase"] == "train" else ""
     return {**shown, "quality": word, "quality_text": f"{text}, {size}{seeds})"}

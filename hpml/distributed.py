@@ -206,14 +206,15 @@ def _end_with_parent() -> None:
 
 
 def join(knobs: dict) -> None:
-    """Enter torch's process group: NCCL on GPUs, gloo on a CPU; of our own ranks, of torchrun's, or of this process alone."""
+    """Enter torch's process group: NCCL for what is on GPUs, gloo for what the hosts tell each other (no GPU waits for that) and on a CPU;
+    of our own ranks, of torchrun's, or of this process alone."""
     import torch
     from torch import distributed
 
     here, device = place(), knobs["device"]
     if device == "cuda":
         torch.cuda.set_device(here.local_index)
-    backend = "nccl" if device == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     meeting = {}
     if here.size == 1 or here.store:
         # All on one machine: nothing listens on an interface that others can reach.
@@ -231,24 +232,24 @@ def meets_the_dead() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
-def agreed(value: bool, device: str) -> bool:
+def agreed(value: bool) -> bool:
     """Rank 0's answer, on every rank: all must do the same number of steps, though each has its own clock."""
     if place().size == 1:
         return value
     import torch
 
-    flag = torch.tensor(float(value), device=device)
+    flag = torch.tensor(float(value))
     torch.distributed.broadcast(flag, src=0)
     return bool(flag)
 
 
-def mean(values: list[float], device: str) -> list[float]:
+def mean(values: list[float]) -> list[float]:
     """The mean over the ranks of each value, on every rank."""
     if place().size == 1:
         return values
     import torch
 
-    total = torch.tensor(values, dtype=torch.float32, device=device)
+    total = torch.tensor(values, dtype=torch.float32)
     torch.distributed.all_reduce(total)
     return (total / place().size).tolist()
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from hpml import checkpoint, distributed, env
+from hpml import answers, checkpoint, distributed, env
 from hpml import measure as m
 from hpml.data.loader import loader
 from hpml.env import HpmlError
@@ -42,14 +42,14 @@ def fit(job: dict, workload: ModuleType) -> dict:
     state = checkpoint.load(models, name, parts) or {"epoch": 0, "step": 0, "curve": [], "losses": [], "values": [], "gradients": []}
     at = [state["epoch"], state["step"]]
     actual |= {"resumed_from": state["epoch"], "resumed_step": state["step"]}
-    if distributed.mean(at, knobs["device"]) != at:
+    if distributed.mean(at) != at:
         raise HpmlError(f"the ranks go on from different checkpoints: let all of them see {models}")
 
     def save(**more) -> None:
         checkpoint.save(models, name, {**state, **more, **{part: own.state_dict() for part, own in parts.items()}}, keep=knobs["keep"])
 
     writer = _curves(folder / "tensorboard" / name) if not here.index else None
-    mark, best = m.cpu_mark(), None
+    mark, best, marks = m.cpu_mark(), None, m.Marks(knobs["device"])
     saved = cost_s = 0.0
     for epoch in range(state["epoch"], knobs["epochs"]):
         # Order and augmentation of an epoch depend on its number alone; ranks share the order, their augmentation differs.
@@ -64,20 +64,21 @@ def fit(job: dict, workload: ModuleType) -> dict:
         for step in range(first, steps):
             watched = (epoch, step) in {(0, 0), (knobs["epochs"] - 1, steps - 1)}
             hook = optimizer.register_step_pre_hook(lambda *_: state["gradients"].append(gradient_norms(plain))) if watched else None
-            marks = m.Marks(knobs["device"])
             losses.append(train_step(model, stream, knobs, workload=workload, optimizer=optimizer, scaler=scaler, marks=marks))
+            marks.end_step()
             if hook:
                 hook.remove()
             schedule.step()
-            state["values"].append(sum(marks.spans()))
             state["step"], total = step + 1, epoch * steps + step + 1
-            if knobs["checkpoint_steps"] and total % knobs["checkpoint_steps"] == 0 and step + 1 < steps:
+            due = bool(knobs["checkpoint_steps"]) and total % knobs["checkpoint_steps"] == 0 and step + 1 < steps
+            state["values"] += [sum(spans) for spans in marks.steps(last=due or step + 1 == steps)]
+            if due:
                 ranks = checkpoint.of_all_ranks({"random": checkpoint.random_state(), "losses": [float(loss) for loss in losses]})
                 if not here.index:
                     save(ranks=ranks)
             if knobs["interrupt_step"] == total and here.index == here.size - 1 and at == [0, 0]:
                 os.kill(os.getpid(), signal.SIGKILL)
-        losses = distributed.mean([float(loss) for loss in losses], knobs["device"])
+        losses = distributed.mean([float(loss) for loss in losses])
         if not np.isfinite(losses).all():
             raise HpmlError(f"diverged: a loss of epoch {epoch + 1} is not a finite number, at a learning rate of {actual['lr']:g}")
         state["losses"] += losses
@@ -146,9 +147,11 @@ def gradient_norms(model) -> list[tuple[str, float]]:
 def quality(scores: dict, workload: ModuleType) -> dict:
     """The record's quality from a workload's evaluation. At chance or at 100 % it informs about nothing and gates nothing."""
     margin = workload.MARGIN
-    details = {"details": scores["details"]} if scores.get("details") else {}  # other figures of the same evaluation, by name
+    more = {"details": scores["details"]} if scores.get("details") else {}  # other figures of the same evaluation, by name
+    if "right" in scores:
+        more["right"] = answers.packed(scores["right"])
     return {"metric": scores["metric"], "value": scores["value"], "n": scores["n"], "chance": scores["chance"], "margin": margin,
-            "informative": scores.get("informative", True) and scores["chance"] + 5 * margin < scores["value"] < 0.999, **details}
+            "informative": scores.get("informative", True) and scores["chance"] + 5 * margin < scores["value"] < 0.999, **more}
 
 
 def predictor(model, knobs: dict):

@@ -4,7 +4,8 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from hpml import env, turns
@@ -176,7 +177,19 @@ class Marks:
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
-        self.points: list = []
+        self.points: list = []  # of the step under way
+        self.ended: deque[list] = deque()  # those of the steps before it whose spans nobody has asked for
+
+    def end_step(self) -> None:
+        """The next mark begins another step."""
+        self.ended.append(self.points)
+        self.points = []
+
+    def steps(self, *, last: bool = False) -> Iterator[list[float]]:
+        """Spans of the ended steps, each once. On a GPU the newest is left out, unless this is the `last` time: a host that waited for it
+        could not prepare the next step while the GPU computes, as a training without a clock does."""
+        while len(self.ended) > (self.cuda and not last):
+            yield self._between(self.ended.popleft())
 
     def mark(self) -> None:
         """Take the time here: a clock's, or an event on the GPU's stream."""
@@ -190,9 +203,12 @@ class Marks:
         self.points.append(event)
 
     def spans(self) -> list[float]:
-        """Seconds between neighbouring marks."""
-        pairs = zip(self.points, self.points[1:], strict=False)
+        """Seconds between neighbouring marks of the step under way."""
+        return self._between(self.points)
+
+    def _between(self, points: list) -> list[float]:
+        pairs = zip(points, points[1:], strict=False)
         if not self.cuda:
             return [after - before for before, after in pairs]
-        self.points[-1].synchronize()
+        points[-1].synchronize()
         return [before.elapsed_time(after) / 1e3 for before, after in pairs]

@@ -35,9 +35,10 @@ def measure(job: dict, workload: ModuleType) -> dict:
     def steps(count: int) -> tuple[list[float], dict[str, list[float]]]:
         phases: dict[str, list[float]] = {name: [] for name in PHASES}
         for _ in range(count):
-            marks.points.clear()
             train_step(model, stream, knobs, workload=workload, optimizer=optimizer, scaler=scaler, marks=marks)
-            for name, seconds in phase_seconds(marks.spans(), knobs["accum_steps"]).items():
+            marks.end_step()
+        for spans in marks.steps(last=True):
+            for name, seconds in phase_seconds(spans).items():
                 phases[name].append(seconds)
         return [sum(parts) for parts in zip(*phases.values(), strict=True)], phases
 

@@ -41,7 +41,8 @@ def readme_block() -> str:
     parts = ["\n".join(_outcome(found, rows, phase) for _, found, rows in machines for phase in ("infer", "train")
                        if any(row.phase == phase and row.ratio for row in rows)),
              f"{BEST} Ratio with its 95 % interval; the limit is what this machine was measured to reach. Of a quality that was shown "
-             "once, the difference itself is held against the margin, without an interval. A ratio leads to its first record; the "
+             "once, the difference itself is held against the margin; brackets behind it are the interval that the test samples leave, "
+             "where the records have the answers by sample. A ratio leads to its first record; the "
              f"machine's page has the command that measures it again.{_absent([rows for _, _, rows in machines])}",
              "\n".join(lines), _figure(folder, newest, env.root())]
     parts += ["\n".join(f"- {_machine(found)} Data: {_sources(found)}. "

@@ -173,7 +173,8 @@ def launch_together(plan: Plan, group: list[int], number: int, order: list[int],
     for index in group:
         case, key, described = plan.cases[index], plan.keys[index], _described(plan, index)
         protocol = {**case.protocol, "round": number, "order": order.index(index), "isolation": "fresh process",
-                    "timer": "perf_counter" if case.knobs.get("device") != "cuda" else "cuda events",
+                    "timer": ("perf_counter" if case.knobs.get("device") != "cuda" else
+                              "cuda events" if case.phase == "train" else "perf_counter between synchronizations"),
                     "seed": case.knobs.get("seed", 0) + number, "compile_limit_s": COMPILE_LIMIT_S[case.tier]}
         shared[index] = {"run_id": plan.run_id, "case": described, "knobs": case.knobs, "notebook": session().notebook,
                          "machine": env.machine(), "versions": env.versions(), "git": env.git()}

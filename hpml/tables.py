@@ -81,8 +81,8 @@ def quality(row: Row) -> str:
 
 
 def short_quality(shown: str) -> str:
-    """The quality without n, margin and number of seeds, which the sentence has."""
-    kept = re.split(r",? \(?(?:n=|margin|interval)", shown)[0]
+    """The quality without its interval, n, margin and number of seeds, which the sentence has."""
+    kept = re.split(r",? \(?(?:n=|margin|interval)", re.sub(r" \[[^]]*]", "", shown))[0]
     return kept + ")" * (kept.count("(") - kept.count(")"))
 
 

@@ -68,7 +68,7 @@ def move(x, device: str, non_blocking: bool, memory_format: str | None = None):
     return x.to(device, non_blocking=non_blocking)
 
 
-def phase_seconds(spans: list[float], accum_steps: int) -> dict[str, float]:
+def phase_seconds(spans: list[float]) -> dict[str, float]:
     """Spans of one step's marks summed by phase. Each micro-batch gives wait, copy, forward, backward and the way to the next one,
     which is bookkeeping before the last and the optimizer after it."""
     sums = dict.fromkeys(PHASES, 0.0)
@@ -216,21 +216,28 @@ def measure(job: dict, workload: ModuleType) -> dict:
     for _ in range(1, protocol["warmup"]):
         losses.append(step())
         shortest_s = min(shortest_s, sum(marks.spans()))
-        if distributed.agreed(shortest_s > m.LONG_S, knobs["device"]):
+        if distributed.agreed(shortest_s > m.LONG_S):
             break
     # Of the warm-up, with the round's seed: another technique whose losses are not alike does not take the same step.
-    actual["losses"] = [loss if math.isfinite(loss) else None for loss in distributed.mean([float(x) for x in losses], knobs["device"])]
+    actual["losses"] = [loss if math.isfinite(loss) else None for loss in distributed.mean([float(x) for x in losses])]
     phases: dict[str, list[float]] = {name: [] for name in PHASES}
     values: list[float] = []  # seconds of each step
     minima = {name: protocol[name] for name in ("min_iters", "min_seconds")}
     disk, energy, mark = m.bytes_read(), m.energy_mj() if knobs["device"] == "cuda" else None, m.cpu_mark()
-    while distributed.agreed(m.unfinished(values, shortest_s, **minima), knobs["device"]):
+
+    def note(*, last: bool = False) -> None:
+        for spans in marks.steps(last=last):
+            for name, seconds in phase_seconds(spans).items():
+                phases[name].append(seconds)
+            values.append(sum(spans))
+
+    while distributed.agreed(m.unfinished(values, shortest_s, **minima)):
         if turns.wait() and values and m.is_short(values[-1]):
             step()
         step()
-        for name, seconds in phase_seconds(marks.spans(), knobs["accum_steps"]).items():
-            phases[name].append(seconds)
-        values.append(sum(spent[-1] for spent in phases.values()))
+        marks.end_step()
+        note()
+    note(last=True)
     # Workers compete with the step for the cores, so that its calls differ by nature; only without them are they alike.
     alike = None if knobs["workers"] else [value - wait for value, wait in zip(values, phases["wait"], strict=True)]
     flops = known_work(job, workload, len(image_set.classes))["flops"]

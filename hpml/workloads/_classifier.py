@@ -48,8 +48,8 @@ def example_inputs(knobs: dict, batch: int) -> tuple:
 def evaluate(predict, knobs: dict, image_set) -> dict:
     """Top-1 accuracy of `predict` (tuple of arrays -> logits [N, classes]) over the test images, by one loader for all engines.
 
-    Images that cannot be read do not count. Returns metric, value, n, chance, details (top-5) and the predictions with their
-    probabilities; informative is False where the test images cannot tell how good a model is.
+    Images that cannot be read do not count. Returns metric, value, right (bool [n]), n, chance, details (top-5),
+    and the predictions with their probabilities; informative is False where the test images cannot tell how good a model is.
     """
     import numpy as np
 
@@ -63,9 +63,9 @@ def evaluate(predict, knobs: dict, image_set) -> dict:
         read = samples.bad.numpy() == 0
         logits, labels = logits[read], labels[read]
     exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
-    value = float((logits.argmax(axis=1) == labels).mean())
+    right = logits.argmax(axis=1) == labels
     best = np.argsort(-logits, axis=1)[:, :5]
-    return {"metric": METRIC, "value": value, "n": len(labels), "chance": float(np.bincount(labels).max() / len(labels)),
-            "informative": getattr(image_set, "informative", True),
+    return {"metric": METRIC, "value": float(right.mean()), "right": right, "n": len(labels),
+            "chance": float(np.bincount(labels).max() / len(labels)), "informative": getattr(image_set, "informative", True),
             "details": {"top-5 accuracy": float((best == labels[:, None]).any(axis=1).mean())},
             "predictions": logits.argmax(axis=1), "labels": labels, "confidence": (exponent / exponent.sum(1, keepdims=True)).max(axis=1)}

@@ -4,7 +4,7 @@ TEMPERATURE = 0.07  # of the probabilities that are called confidence: where CLI
 
 
 def scores(seen, labels, classes: list[str], texts: dict) -> dict:
-    """value, n, chance, details, predictions, labels and confidence of frames' embeddings `seen` [N, dim] with classes `labels` [N].
+    """value, right, n, chance, details, predictions, labels and confidence of frames' embeddings `seen` [N, dim] with classes `labels` [N].
 
     value: share of frames whose nearest caption is that of their class, which says all attributes; candidates are the captions of all
     classes, each once. chance: always the largest class. details: recall@5 and @10; text to image, one query for each class that is
@@ -35,8 +35,10 @@ def scores(seen, labels, classes: list[str], texts: dict) -> dict:
             details[f"chance of zero-shot {key}"] = float(np.unique(true[known], return_counts=True)[1].max() / known.sum())
     answers = similar.argmax(1)
     likely = np.exp((similar - similar.max(1, keepdims=True)) / TEMPERATURE)
-    return {"value": float((answers == labels).mean()), "n": len(labels), "chance": float(np.bincount(labels).max() / len(labels)),
-            "details": details, "predictions": answers, "labels": labels, "confidence": (likely / likely.sum(1, keepdims=True)).max(1)}
+    right = answers == labels
+    return {"value": float(right.mean()), "right": right, "n": len(labels),
+            "chance": float(np.bincount(labels).max() / len(labels)), "details": details, "predictions": answers, "labels": labels,
+            "confidence": (likely / likely.sum(1, keepdims=True)).max(1)}
 
 
 def recall(ranked, right, k: int) -> tuple[float, float]:

@@ -318,8 +318,8 @@ def frames_embedded(predict, knobs: dict, frames) -> tuple:
 def evaluate(predict, knobs: dict, frames, texts: dict | None = None) -> dict:
     """How often a test frame's nearest caption says its attributes, all of them; `predict` embeds frames, `texts` are the captions'.
 
-    Returns metric, value, n, chance, details (further figures, each with its chance), predictions and labels (classes), confidence: see
-    `_retrieval.scores`. Frames that cannot be read do not count. Raises HpmlError without `texts`.
+    Returns metric, value, right (bool [n]), n, chance, details (further figures, each with its chance), predictions and
+    labels (classes), confidence: see `_retrieval.scores`. Frames that cannot be read do not count. Raises HpmlError without `texts`.
     """
     from hpml.env import HpmlError
     from hpml.workloads import _retrieval

@@ -163,9 +163,9 @@ def likeness(wanted, got) -> dict[str, float]:
 def evaluate(predict, knobs: dict, frames) -> dict:
     """Share of the visible test frames whose place is within WITHIN_PX pixels, of `predict` (tuple of arrays -> [N, 3]).
 
-    One loader for all engines; a design with history gets its own answers as past places. Returns metric, value, n (visible frames),
-    chance (the training frames' mean place everywhere), details (_pixels.scores: errors in pixels, precision, recall and F1 by TrackNet's
-    rule, visible or not), predictions and labels [N, 3], confidence [N] (of the answer visible or not).
+    One loader for all engines; a design with history gets its own answers as past places. Returns metric, value, right (bool [n]), n
+    (visible frames), chance (the training frames' mean place everywhere), details (_pixels.scores: errors in pixels, precision, recall and
+    F1 by TrackNet's rule, visible or not), predictions and labels [N, 3], confidence [N] (of the answer visible or not).
     """
     import numpy as np
 
@@ -175,7 +175,8 @@ def evaluate(predict, knobs: dict, frames) -> dict:
     known = np.asarray(frames.train_labels)
     middle = np.broadcast_to(known[known[:, 2] > 0].mean(0) if known[:, 2].any() else np.zeros(3), labels.shape)
     certain = 1 / (1 + np.exp(-np.abs(answers[:, 2].clip(-30, 30))))
-    return {"metric": METRIC, "value": float((errors <= WITHIN_PX).mean()) if errors.size else 0.0, "n": len(errors),
+    return {"metric": METRIC, "value": float((errors <= WITHIN_PX).mean()) if errors.size else 0.0, "right": errors <= WITHIN_PX,
+            "n": len(errors),
             "chance": float((pixel_errors(middle, labels) <= WITHIN_PX).mean()) if errors.size else 0.0,
             "details": _pixels.scores(answers, labels, knobs["image"]),
             "predictions": answers, "labels": labels, "confidence": certain}

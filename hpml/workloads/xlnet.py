@@ -144,7 +144,7 @@ def example_inputs(knobs: dict, batch: int) -> tuple:
 def evaluate(predict, knobs: dict, reviews) -> dict:
     """Accuracy of `predict` (ids, mask -> logits [N, 2]) over the test reviews, by one loader for all engines.
 
-    Returns metric, value, n, chance (the larger class) and the predictions with their probabilities.
+    Returns metric, value, right (bool [n]), n, chance (the larger class) and the predictions with their probabilities.
     """
     import numpy as np
 
@@ -155,6 +155,7 @@ def evaluate(predict, knobs: dict, reviews) -> dict:
     logits = np.concatenate([np.asarray(predict((ids[i:i + batch].astype(np.int64), mask[i:i + batch].astype(np.float32))), np.float32)
                              for i in range(0, len(labels), batch)])
     exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
-    value = float((logits.argmax(axis=1) == labels).mean())
-    return {"metric": METRIC, "value": value, "n": len(labels), "chance": float(np.bincount(labels).max() / len(labels)),
-            "predictions": logits.argmax(axis=1), "labels": labels, "confidence": (exponent / exponent.sum(1, keepdims=True)).max(axis=1)}
+    right = logits.argmax(axis=1) == labels
+    return {"metric": METRIC, "value": float(right.mean()), "right": right, "n": len(labels),
+            "chance": float(np.bincount(labels).max() / len(labels)), "predictions": logits.argmax(axis=1), "labels": labels,
+            "confidence": (exponent / exponent.sum(1, keepdims=True)).max(axis=1)}

@@ -3,9 +3,10 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
-from hpml import compare
+from hpml import answers, compare, tables
 from hpml.env import HpmlError
 from hpml.records import Record
 
@@ -188,3 +189,36 @@ def test_a_planted_slowdown_is_no_technique():
                                      for key, slow in (("s", 0.0), ("t", 0.1))]
     rows = compare.rows(records)
     assert len(rows) == 4 and {row.group for row in compare.techniques(rows)} == {"g"}
+
+
+def test_an_inference_says_what_its_test_samples_leave_open():
+    """The interval of the difference by sample: 20 of 1,000 lost and 10 gained are less sure than 10 lost and none gained."""
+    def row(gained, lost, n=1000):
+        base = [i >= lost and i < 900 + lost for i in range(n)]
+        mine = [base[i] and i >= 2 * lost or i >= n - gained for i in range(n)]
+        runs = quality_runs([sum(mine) / n], [sum(base) / n], margin=0.02)
+        for one, right in zip(runs, (base, mine), strict=True):
+            one.case["phase"], one.quality["right"] = "infer", answers.packed(right)
+        timed = pair(1.5)
+        for one in timed:
+            one.case["phase"] = "infer"
+        return other(timed + noise() + runs).quality_text
+
+    assert row(0, 10) == "kept (-1.0 points [-1.7, -0.3], n=1000)"
+    assert row(10, 20) == "kept (-1.0 points [-2.1, +0.1], n=1000)"
+    assert row(0, 0) == "kept (+0.0 points [-0.3, +0.3], n=1000)"
+    assert row(0, 30) == "lost by 3.0 points [-4.1, -1.9] (margin 2.0, n=1000)"
+    assert tables.short_quality(row(10, 20)) == "kept (-1.0 points)"
+
+
+def test_the_interval_of_answers_covers_the_true_difference():
+    """Paired answers that are drawn with a known difference: 95 % of the intervals hold it."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        drawn = rng.random(400)
+        base, mine = (drawn < 0.85) | (drawn > 0.98), drawn < 0.89  # alone right: 2 % and 4 %
+        ends = answers.difference({"n": 400, "right": answers.packed(mine)}, {"n": 400, "right": answers.packed(base)}, 0.95)
+        held += ends[0] <= 0.02 <= ends[1]
+    assert 930 <= held <= 980
+    assert answers.difference({"n": 400}, {"n": 400, "right": answers.packed(base)}, 0.95) is None

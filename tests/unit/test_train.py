@@ -43,9 +43,39 @@ def test_marks_give_five_phases_for_each_micro_batch():
     images, labels = batch(16)
     _, _, marks = gradient([(images[:8], labels[:8]), (images[8:], labels[8:])], accum_steps=2)
     spans = marks.spans()
-    phases = train.phase_seconds(spans, 2)
+    phases = train.phase_seconds(spans)
     assert len(spans) == 10 and sum(phases.values()) == pytest.approx(marks.points[-1] - marks.points[0])
     assert phases["forward"] > 0 and phases["backward"] > 0
+
+
+def test_the_host_does_not_wait_for_the_step_that_it_has_just_given_a_gpu(monkeypatch):
+    """Events as CUDA's: the end of a step is waited for when the next one is queued, and the last one's at the end."""
+    queue, waited = itertools.count(), []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = next(queue)
+
+        def synchronize(self):
+            waited.append(self.at)
+
+        def elapsed_time(self, other):
+            return 1e3 * (other.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    gpu, cpu = Marks("cuda"), Marks("cpu")
+    seen = []
+    for _ in range(3):
+        for marks in (gpu, cpu):
+            for _ in range(4):
+                marks.mark()
+            marks.end_step()
+        seen.append((len(list(gpu.steps())), len(list(cpu.steps()))))
+    assert seen == [(0, 1), (1, 1), (1, 1)] and waited == [3, 7]
+    assert list(gpu.steps(last=True)) == [[1, 1, 1]] and waited == [3, 7, 11] and not list(gpu.steps(last=True))
 
 
 def test_a_scripted_and_a_wrapped_model_compute_the_same():
