@@ -28,8 +28,10 @@ def _rows(found: list[records.Record]) -> list[Row]:
 
 
 def readme_block() -> str:
-    """README's results: the best stack of each workload on each machine, the newest machine's figure, and where all cases stand."""
+    """README's results: the best stack of each workload on each machine, and where all cases stand. The machine with the most comparisons
+    comes first, and the figure is its own."""
     machines = [(folder, found, _rows(found)) for folder, found in references()]
+    machines.sort(key=lambda one: sum(bool(row.ratio) for row in one[2]), reverse=True)
     if not machines:
         return NONE
     lines = ["| workload | machine | best stack | instead of | ratio | quality | % of limit | notebook |", "|---" * 8 + "|"]
@@ -37,14 +39,14 @@ def readme_block() -> str:
                                          if row.phase in ("train", "infer") and not row.is_baseline):
         lines += [_best(workload, phase, rows, folder, found) for folder, found, rows in machines
                   if any((row.workload, row.phase) == (workload, phase) and not row.is_baseline for row in rows)]
-    folder, _, newest = machines[0]
+    folder, _, most = machines[0]
     parts = ["\n".join(_outcome(found, rows, phase) for _, found, rows in machines for phase in ("infer", "train")
                        if any(row.phase == phase and row.ratio for row in rows)),
              f"{BEST} Ratio with its 95 % interval; the limit is what this machine was measured to reach. Of a quality that was shown "
              "once, the difference itself is held against the margin; brackets behind it are the interval that the test samples leave, "
              "where the records have the answers by sample. A ratio leads to its first record; the "
              f"machine's page has the command that measures it again.{_absent([rows for _, _, rows in machines])}",
-             "\n".join(lines), _figure(folder, newest, env.root())]
+             "\n".join(lines), _figure(folder, most, env.root())]
     parts += ["\n".join(f"- {_machine(found)} Data: {_sources(found)}. "
                         f"[All cases]({_link(folder / 'README.md', env.root())}), "
                         f"[records]({_link(folder / 'records.jsonl', env.root())})." for folder, found, rows in machines)]
@@ -65,7 +67,7 @@ def _int8(found: list[records.Record], rows: list[Row]) -> str:
     own = _study(found)
     if not tables_int8.timed(own):
         return ""
-    return (f"**INT8 on {_chip(found[0].machine['id'])}** ([33](notebooks/33_int8_quantization.ipynb)), "
+    return (f"**INT8 on {_chip(found[0].machine)}** ([33](notebooks/33_int8_quantization.ipynb)), "
             "quality beside speed; operators: those that compute in INT8, of all convolutions and products of matrices.\n\n"
             + tables_int8.markdown(own, rows, workloads.names()))
 
@@ -76,7 +78,7 @@ def _outcome(found: list[records.Record], rows: list[Row], phase: str) -> str:
     best = [row for name in dict.fromkeys(row.workload for row in mine) if (row := best_of([one for one in mine if one.workload == name]))]
     gains = [f"{tables.ratio(row.ratio)} ({tables.title(row.workload)}: {words(row.knobs, row.differs_in)}"
              f"{_over(row, rows)})" for row in sorted(best, key=lambda row: -row.ratio)]
-    return (f"- {tables.PHASES[phase].capitalize()} on {_chip(found[0].machine['id'])}: at best {', '.join(gains) or 'the baseline'}. "
+    return (f"- {tables.PHASES[phase].capitalize()} on {_chip(found[0].machine)}: at best {', '.join(gains) or 'the baseline'}. "
             f"{_counts(mine)}")
 
 
@@ -89,7 +91,7 @@ def _best(workload: str, phase: str, rows: list[Row], folder: Path, found: list[
     """README's line of a workload and phase on one machine."""
     mine = [row for row in rows if (row.workload, row.phase) == (workload, phase)]
     row = best_of(mine)
-    machine = f"[{_chip(mine[0].machine)}]({_link(folder / 'README.md', env.root())})"
+    machine = f"[{_chip(found[0].machine)}]({_link(folder / 'README.md', env.root())})"
     name = f"{tables.title(workload)} {tables.PHASES.get(phase, phase)}"
     if row is None:
         return f"| {name} | {machine} | the baseline: no case is faster beyond the noise | | | | | |"
@@ -114,7 +116,7 @@ def machine_page(folder: Path, found: list[records.Record]) -> str:
     names = ",".join(dict.fromkeys(row.workload for row in rows))
     again = f"`HPML_DATA=<your data> ./run_all.sh --workloads {names} --rounds 6 --budget none`"
     return "\n\n".join(filter(None, [
-        f"# {_chip(found[0].machine['id'])}", "Written by `hpml report --readme` from [records.jsonl](records.jsonl).",
+        f"# {_chip(found[0].machine)}", "Written by `hpml report --readme` from [records.jsonl](records.jsonl).",
         _machine(found), f"Data, training + test:\n\n{_sets(found)}", _headline(rows), _charts(folder, found, rows),
         f"## The highest ratio of each comparison\n\n{_lines(list(best.values()), rows, labels, folder, first)}",
         f"## All {len(shown)} cases beside their baselines\n\n{_lines(shown, rows, labels, folder, first)}",
@@ -134,8 +136,10 @@ def _charts(folder: Path, found: list[records.Record], rows: list[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def _chip(machine_id: str) -> str:
-    return machine_id.rsplit("-", 1)[0].replace("-", " ")
+def _chip(machine: dict) -> str:
+    """The machine's name, with what tells CPUs of one name apart: the newest instructions that their arithmetic has."""
+    name = machine["id"].rsplit("-", 1)[0].replace("-", " ")
+    return name if machine["gpu"] or not machine["isa"] else f"{name} ({machine['isa'][-1]})"
 
 
 def _machine(found: list[records.Record]) -> str:

@@ -254,8 +254,7 @@ def sentence(row: Row, baseline: Row | None = None, *, machine: bool = False) ->
     """The verdict on one case as a full sentence with everything that it rests on; `baseline` adds what it is compared with, `machine`
     where it was measured."""
     on = f" on {row.machine}" if machine else ""
-    size = f" at batch {row.knobs['batch']}" if row.phase == "infer" and "batch" in row.knobs and "batch" not in row.differs_in else ""
-    what = f"{title(row.workload)} {PHASES.get(row.phase, row.phase)}{size} with {settings(row, row.differs_in) or row.label}{on}"
+    what = f"{title(row.workload)} {PHASES.get(row.phase, row.phase)}{_given(row)} with {settings(row, row.differs_in) or row.label}{on}"
     if row.stack:
         what += f" (a stack of {_listing(row.differs_in)})"
     before = settings(baseline, row.differs_in) if baseline else ""
@@ -291,6 +290,16 @@ def sentence(row: Row, baseline: Row | None = None, *, machine: bool = False) ->
     if row.verdict == "no difference":
         return f"{what} shows {row.verdict_text.split(';')[0]} from {than}: {basis}{_quality(row)}{_of_limit(row)}."
     return f"{what} is {row.verdict} than {than}: {basis}{_quality(row)}{_of_limit(row)}."
+
+
+def _given(row: Row) -> str:
+    """What an inference and its baseline share and other comparisons of the same engines do not: batch, part of the model, threads."""
+    shared = {name: value for name, value in row.knobs.items() if row.phase == "infer" and name not in row.differs_in}
+    said = [f"batch {shared['batch']}"] if "batch" in shared else []
+    if shared.get("threads"):
+        said.append(f"{shared['threads']} thread{'s' * (shared['threads'] != 1)}")
+    of = f" of its part {shared['part']}" if shared.get("part", "whole") != "whole" else ""
+    return of + (f" at {' and '.join(said)}" if said else "")
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:

@@ -26,9 +26,10 @@ WORDS: dict[str, dict | str] = {
     "stored": {True: "stored", False: "built anew"},
     "batch": "batch {}",
     "length": "{} tokens",
+    "keep_fp": "{} operator in FP32",
 }
-PLAIN = {("threads", 0): "all threads", ("workers", 0): "no loader workers", ("accum_steps", 1): "no accumulation"}
-MANY = {"rank": "ranks", "copy": "copies", "thread": "threads", "loader worker": "loader workers"}
+PLAIN = {("threads", 0): "all threads", ("workers", 0): "no loader workers", ("accum_steps", 1): "no accumulation", ("keep_fp", 0): "no operators in FP32"}
+MANY = {"rank": "ranks", "copy": "copies", "thread": "threads", "loader worker": "loader workers", "operator in FP32": "operators in FP32"}
 
 
 def words(knobs: Mapping, names: Sequence[str]) -> str:
@@ -44,6 +45,8 @@ def words(knobs: Mapping, names: Sequence[str]) -> str:
             said = " ".join(filter(None, (dynamic + said, _said("quantizer", knobs["quantizer"]) if "quantizer" in knobs else "")))
         if name in ("quantizer", "quantization") and "precision" in names:
             continue  # said with INT8, and FP32 has none
+        if name == "keep_fp" and not knobs[name] and "precision" in names:
+            continue  # INT8 is all of INT8 where nothing else is said, and of FP32 nothing else could be
         if name == "engine" and "precision" in names:
             parts[-1] += f" in {said}"
         elif name == "ranks" and ranked:

@@ -345,6 +345,17 @@ def test_sentence_of_a_faster_case():
     assert "than the baseline: " in tables.sentence(row)
 
 
+def test_sentences_of_two_comparisons_of_the_same_engines_differ():
+    """What is given in a comparison is said: its batch, its part of the model, its threads."""
+    def said(**given):
+        found = noise("infer") + sweep("engine", ["eager", "onnxruntime"], phase="infer", base=given, rounds=4, rates=(10, 20))
+        return tables.sentences(compare.rows(found))[0].split(" with ")[0]
+
+    assert said() == "ResNet-50 inference at batch 1"
+    assert said(batch=8, threads=1) == "ResNet-50 inference at batch 8 and 1 thread"
+    assert said(part="image", threads=2) == "ResNet-50 inference of its part image at batch 1 and 2 threads"
+
+
 def test_sentences_of_the_other_verdicts():
     rows = compare.rows(study())
     said = {(row.workload, row.phase, row.label): tables.sentence(row, tables.baseline_of(row, rows)) for row in rows}
