@@ -28,7 +28,8 @@ WORDS: dict[str, dict | str] = {
     "length": "{} tokens",
     "keep_fp": "{} operator in FP32",
 }
-PLAIN = {("threads", 0): "all threads", ("workers", 0): "no loader workers", ("accum_steps", 1): "no accumulation", ("keep_fp", 0): "no operators in FP32"}
+PLAIN = {("threads", 0): "all threads", ("workers", 0): "no loader workers", ("accum_steps", 1): "no accumulation",
+         ("keep_fp", 0): "no operators in FP32"}
 MANY = {"rank": "ranks", "copy": "copies", "thread": "threads", "loader worker": "loader workers", "operator in FP32": "operators in FP32"}
 
 
