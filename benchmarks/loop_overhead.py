@@ -33,7 +33,7 @@ def main() -> None:
     def ours() -> None:
         marks = Marks("cpu")
         train.train_step(model, stream, knobs, workload=workload, optimizer=optimizer, scaler=scaler, marks=marks)
-        train.phase_seconds(marks.spans(), 1)
+        train.phase_seconds(marks.spans())
 
     def bare() -> None:
         images, labels = next(stream)
