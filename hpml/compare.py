@@ -278,8 +278,12 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
     own = _qualities(runs)
     nothing = {"quality": "not measured", "quality_text": "not measured", "quality_value": None, "quality_metric": None, "quality_n": None}
     # Answers that fail the parity check keep nothing, whatever another variant's did.
-    if not own or record.status == "parity_failed":
+    if record.status == "parity_failed":
         return nothing
+    if not own:
+        failed = [r.parity for r in records if r.status == "parity_failed" and is_quality_run(r) and r.parity
+                  and technique_key(r) == technique_key(record)]
+        return {**nothing, "quality_text": _unlike(failed[-1])} if failed else nothing
     theirs = _qualities(vouching(base, records)) if base else {}
     # Only runs of one group share the amount of training and the test images: pairs are made inside the latest such group.
     shared = [group for group, _ in own if group in {other for other, _ in theirs}]
@@ -315,6 +319,13 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
             "not informative": f"not informative ({100 * delta:+.1f} points, interval wider than the margin"}[word]
     seeds = f", {len(deltas)} seed{'s' * (len(deltas) > 1)}" if record.case["phase"] == "train" else ""
     return {**shown, "quality": word, "quality_text": f"{text}, {size}{seeds})"}
+
+
+def _unlike(parity: dict) -> str:
+    """Why a quality run has no quality: its answers were others than eager FP32's."""
+    share = parity.get("top1_agreement")
+    agreement = f" (agreement {share:.2f}, n={parity['n']})" if share is not None else ""
+    return f"not measured: parity failed{agreement}"
 
 
 def _shown_at(record: Record, run: Record) -> str:

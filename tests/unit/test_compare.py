@@ -191,6 +191,16 @@ def test_a_planted_slowdown_is_no_technique():
     assert len(rows) == 4 and {row.group for row in compare.techniques(rows)} == {"g"}
 
 
+def test_a_quality_run_whose_answers_differ_says_so():
+    timed, runs = pair(1.5), quality_runs([0.9], [0.9])
+    for one in runs:
+        if one.case["key"] == "fitb":
+            one.status, one.reason, one.quality, one.parity = "parity_failed", "outputs differ", None, {"top1_agreement": 0.625, "n": 8}
+    row = other(timed + noise() + runs)
+    assert row.quality == "not measured" and row.quality_text == "not measured: parity failed (agreement 0.62, n=8)"
+    assert tables.short_quality(row.quality_text) == "not measured: parity failed (agreement 0.62)"
+
+
 def test_an_inference_says_what_its_test_samples_leave_open():
     """The interval of the difference by sample: 20 of 1,000 lost and 10 gained are less sure than 10 lost and none gained."""
     def row(gained, lost, n=1000):
