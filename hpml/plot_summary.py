@@ -65,12 +65,13 @@ def worth(rows: Sequence[Row]):
         + (f"Measured for no workload: {clean(', '.join(missing))}.\n" if missing else "")
         + f"{provenance(others)}."
     )
-    alt = (
-        f"Grid of techniques and workloads. {claim}. "
-        + "; ".join(f"{tables.title(workload)}, {heading}, {technique}: {row.verdict_text}, quality {row.quality}"
-                    for block in blocks for ((heading, technique), workload), row in block.cells.items())
-        + "."
-    )
+    if len(machines) > 1:  # every cell of several machines would be minutes of listening: each machine's page reads its own
+        said = "; ".join(f"{machine}: {_worth_claim(list(block.cells.values()), rows)}"
+                         for machine, block in zip(machines, blocks, strict=True))
+    else:
+        said = "; ".join(f"{tables.title(workload)}, {heading}, {technique}: {row.verdict_text}, quality {row.quality}"
+                         for block in blocks for ((heading, technique), workload), row in block.cells.items())
+    alt = f"Grid of techniques and workloads. {claim}. {said}."
     return finish(grid[0, 0], clean_lines(headed(claim, others)), caption, alt)
 
 
