@@ -154,7 +154,7 @@ def test_the_environment_is_printed_without_touching_a_gpu():
     (["--image", "0"], "image=0: must be at least 8"), (["--workload", "xlnet", "--image", "0"], "image=0"),
     (["--threads", "100000"], "threads=100000: at most 1024"), (["--streams", "100000"], "streams=100000: at most 1024"),
     (["--decoders", "1025"], "decoders=1025: at most 1024"), (["--max-body-mb", "300"], "max_bodies_mb=200"),
-    (["--device", "tpu"], "device='tpu'")])
+    (["--device", "tpu"], "device 'tpu'")])
 def test_what_cannot_be_served_is_refused_before_any_work(words, said, tmp_path):
     done = hpml("serve", "--port", "0", *words, HPML_RESULTS=str(tmp_path / "results"))
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
