@@ -93,8 +93,8 @@ def test_where_time_goes_names_the_largest_phase_of_each_machine(tmp_path, monke
     records.append(tmp_path / GPU["id"] / "records.jsonl", waiting)
     text = said(book, tmp_path, monkeypatch)
     assert "profiles: 3; reference machines: 2" in text
-    assert ("ResNet-50 on test-gpu, storage=array, batch 32: 500 ms a step; wait 2 %, copy 8 %, forward 30 %, backward 50 %, optimizer 10 %; "
-            "compute-bound; 21.6 % of the compute limit\n") in text
+    assert ("ResNet-50 on test-gpu, storage=array, batch 32: 500 ms a step; wait 2 %, copy 8 %, forward 30 %, backward 50 %, "
+            "optimizer 10 %; compute-bound; 21.6 % of the compute limit\n") in text
     assert "wait 70 %, copy 8 %, forward 6 %, backward 8 %, optimizer 8 %; loader-bound\n" in text
     assert "test-gpu, storage=array, batch 32: backward is 50 % of a step. Twice as fast, it gives 1.33x; at no cost at all, 2.00x." in text
     assert "storage=jpeg, batch 32: wait is 70 % of a step" in text and "See 21 (loader workers)" in text
