@@ -13,8 +13,8 @@ def packed(right) -> str:
 def difference(one: dict, other: dict, confidence: float) -> tuple[float, float] | None:
     """Ends of the interval of value(one) - value(other), of two records' qualities that are shares of right answers to the same samples.
 
-    Only the samples that one of the two alone has right tell them apart (Bonett and Price, Adjusted Wald confidence interval for a
-    difference of binomial proportions based on paired data, 2012, equation 4). None where a record does not say which those are.
+    Only the samples that one of the two alone has right tell them apart; one is added to either count (Bonett and Price, Adjusted Wald
+    confidence interval for a difference of binomial proportions based on paired data, 2012). None where a record does not say which.
     """
     import numpy as np
 

@@ -281,9 +281,8 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
     if record.status == "parity_failed":
         return nothing
     if not own:
-        failed = [r.parity for r in records if r.status == "parity_failed" and is_quality_run(r) and r.parity
-                  and technique_key(r) == technique_key(record)]
-        return {**nothing, "quality_text": _unlike(failed[-1])} if failed else nothing
+        failed = _of_technique(record, [r for r in records if r.status == "parity_failed" and r.parity and is_quality_run(r)])
+        return {**nothing, "quality_text": _unlike(failed[-1].parity)} if failed else nothing
     theirs = _qualities(vouching(base, records)) if base else {}
     # Only runs of one group share the amount of training and the test images: pairs are made inside the latest such group.
     shared = [group for group, _ in own if group in {other for other, _ in theirs}]
@@ -308,11 +307,10 @@ def quality_verdict(record: Record, base: Record | None, records: Sequence[Recor
         from scipy.stats import t
 
         worst = delta - t.ppf(0.5 + CONFIDENCE / 2, len(deltas) - 1) * statistics.stdev(deltas) / math.sqrt(len(deltas))
-    spread = ""
+    ends, latest = None, max(own.keys() & theirs.keys())
     if record.case["phase"] != "train" and len(deltas) < MIN_ROUNDS:
-        latest = max(own.keys() & theirs.keys())
         ends = answers.difference(own[latest], theirs[latest], CONFIDENCE)
-        spread = ends and f" [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]" or ""
+    spread = f" [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]" if ends else ""
     word = "kept" if worst >= -margin else "lost" if delta < -margin else "not informative"
     text = {"kept": f"kept ({100 * delta:+.1f} points{spread}",
             "lost": f"lost by {-100 * delta:.1f} points{spread} (margin {100 * margin:.1f}",
@@ -340,9 +338,10 @@ def _qualities(runs: Sequence[Record]) -> dict[tuple[str, int], dict]:
 
 def vouching(record: Record, records: Sequence[Record]) -> list[Record]:
     """The runs that show the quality of `record`'s technique: of the same weights, or of the variant that was trained instead."""
-    def vouches(r: Record) -> bool:
-        same = r.actual.get("weights_sha256") == record.actual.get("weights_sha256")
-        return technique_key(r) == wanted and (same or r.knobs.get("variant") != record.knobs.get("variant"))
+    return _of_technique(record, [r for r in records if r.status == "ok" and r.quality])
 
+
+def _of_technique(record: Record, runs: Sequence[Record]) -> list[Record]:
     wanted = technique_key(record)
-    return [r for r in records if r.status == "ok" and r.quality and vouches(r)]
+    return [r for r in runs if technique_key(r) == wanted and (r.actual.get("weights_sha256") == record.actual.get("weights_sha256")
+                                                               or r.knobs.get("variant") != record.knobs.get("variant"))]
