@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import socket
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -20,7 +19,7 @@ from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from hpml import env
+from hpml import env, forkserver
 from hpml import measure as m
 from hpml.env import HpmlError, Unavailable
 
@@ -144,8 +143,7 @@ def _sum(values: Iterable[float | None]) -> float | None:
 def _together(job: dict, count: int, run: Callable[[dict], dict]) -> dict[int, dict]:
     """Answers of `count` processes, each `run(job)`, by their index; none of them is left when it returns. One that fails has GRACE_S
     of company: the first to fall is not always the cause. Those that were then still at work have no answer."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hpml.preload"])
+    context = forkserver.context()
     answers: dict[int, dict] = {}
     with tempfile.TemporaryDirectory(prefix="hpml-") as scratch:
         started = [context.Process(target=_process, args=(run, json.dumps(job), index, count, scratch)) for index in range(count)]
@@ -195,9 +193,7 @@ def _process(run: Callable[[dict], dict], job_text: str, index: int, count: int,
     partial = Path(scratch, f"{index}.part")
     partial.write_text(json.dumps(answer, default=float))
     partial.replace(Path(scratch, f"{index}.json"))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    forkserver.leave()
 
 
 def _end_with_parent() -> None:

@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-from hpml import turns
+from hpml import forkserver, turns
 from hpml.env import HpmlError, Unavailable, cores, machine, no_gpu
 
 # Which module measures a phase: its function takes (job, workload module) and returns fields of the record.
@@ -41,17 +41,11 @@ def _hidden_main():
             setattr(main, name, value)
 
 
-def _context():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hpml.preload"])
-    return context
-
-
 def warm_up() -> float:
     """Start the server (it imports torch once) and return the seconds it took; later children start from it."""
     started = time.perf_counter()
     with _hidden_main():
-        child = _context().Process(target=_nothing)
+        child = forkserver.context().Process(target=_nothing)
         child.start()
     child.join()
     return time.perf_counter() - started
@@ -112,7 +106,7 @@ def _watched() -> None:
     if _watcher is None:
         theirs, _watcher = multiprocessing.Pipe(duplex=False)
         with _hidden_main():
-            _context().Process(target=_end_the_left, args=(theirs,), daemon=True).start()
+            forkserver.context().Process(target=_end_the_left, args=(theirs,), daemon=True).start()
         theirs.close()
 
 
@@ -157,7 +151,8 @@ class _Child:
         self.line, theirs = multiprocessing.Pipe() if beside else (None, None)
         self.started, self.began = time.perf_counter(), time.time()
         with _hidden_main():
-            self.process = _context().Process(target=_child, args=(json.dumps(job), str(self.answer), str(log), theirs), daemon=False)
+            self.process = forkserver.context().Process(target=_child, args=(json.dumps(job), str(self.answer), str(log), theirs),
+                                                        daemon=False)
             self.process.start()
         _tell(self.process.pid)
         if theirs:
@@ -260,9 +255,7 @@ def _child(job_text: str, answer: str, log: str, line) -> None:
     partial = Path(answer + ".part")
     partial.write_text(json.dumps(fields, default=float))
     partial.replace(answer)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # no clean-up of runtimes that may crash on exit: the answer is whole
+    forkserver.leave()
 
 
 def _end_with_parent() -> None:

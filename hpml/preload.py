@@ -6,8 +6,10 @@ import threading
 import warnings
 
 # Ctrl-C goes to every process of the terminal. The server ends with the process that started it; a traceback from here would only hide
-# what that one says. Afterwards multiprocessing does the same by itself, and gives the children the handler that it finds.
+# what that one says. Afterwards multiprocessing does the same by itself, and gives the children the handler that it finds. What came
+# while hpml.forkserver held the signal back is dropped.
 _before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 warnings.filterwarnings("ignore", category=DeprecationWarning)  # of libraries among themselves; our own calls are tested for them
 with contextlib.suppress(ImportError):
     import numpy  # noqa: F401

@@ -2,6 +2,7 @@
 
 import itertools
 
+from hpml import forkserver
 from hpml.env import HpmlError, Unavailable
 from hpml.reader import Sent
 
@@ -35,8 +36,6 @@ def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_l
     generator, which the caller seeds). Raises HpmlError where shared memory cannot hold the batches in flight, Unavailable for pinned
     memory without a GPU.
     """
-    import multiprocessing
-
     import torch
     from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
@@ -46,7 +45,7 @@ def loader(dataset, knobs: dict, *, batch: int, shuffle: bool, seed: int, drop_l
     if workers:
         _check_shared_memory(dataset, batch, workers, knobs["prefetch"])
         if knobs["start_method"] == "forkserver":  # else each worker imports torch anew: seconds and half a GiB each
-            multiprocessing.get_context("forkserver").set_forkserver_preload(["hpml.preload"])
+            forkserver.context()
     extra = {"prefetch_factor": knobs["prefetch"], "persistent_workers": knobs["persistent_workers"],
              "multiprocessing_context": knobs["start_method"]} if workers else {}
     generator = torch.Generator().manual_seed(seed)

@@ -91,6 +91,16 @@ def test_an_interrupted_training_says_how_to_go_on_and_shows_no_traceback(tmp_pa
         assert training.returncode != 0 and "--run-id mine goes on" in said and "Traceback" not in said, said
 
 
+def test_ctrl_c_while_the_server_of_children_begins_shows_no_traceback(tmp_path):
+    """Its interpreter is interrupted before it has read a line of ours; whoever started it is not."""
+    (tmp_path / "sitecustomize.py").write_text("import os, signal, sys\nif 'forkserver' in sys.orig_argv[-1]:\n"
+                                               f"    open({str(tmp_path / 'interrupted')!r}, 'w').close()\n"
+                                               "    os.kill(os.getpid(), signal.SIGINT)\n")
+    done = hpml("train", TINY, "--epochs", "1", "--workers", "1", "--run-id", "mine", HPML_RESULTS=str(tmp_path),
+                PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert (tmp_path / "interrupted").exists() and done.returncode == 0 and not done.stderr, done.stderr
+
+
 def test_a_training_that_cannot_run_says_why(tmp_path):
     done = hpml("train", TINY, "--precision", "fp16", HPML_RESULTS=str(tmp_path))
     assert done.returncode == 2 and "FP16 training on a CPU" in done.stderr and "Traceback" not in done.stderr

@@ -6,8 +6,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "hpml"
 LAYERS = [
-    {"env", "knobs", "records", "roofline", "answers", "compare", "agreement", "sittings", "preload", "reader", "turns", "studies",
-     "scoring"},
+    {"env", "knobs", "records", "roofline", "answers", "compare", "agreement", "sittings", "preload", "forkserver", "reader", "turns",
+     "studies", "scoring"},
     {"arithmetic", "data", "measure", "ladder", "limits", "queueing", "scaling", "plot", "plot_look", "plot_machine", "plot_runs",
      "plot_serving", "plot_soundness", "plot_stack", "plot_step", "plot_summary", "plot_tradeoff", "plot_training", "plot_versions",
      "tables", "tables_int8", "tables_serving", "tables_training", "tables_runs", "wording", "published", "nginx", "link"},
