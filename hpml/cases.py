@@ -122,6 +122,8 @@ def case(workload: str, *, phase: str = "train", tier: str | None = None, fit: b
     defaults = {"data": _session.data, "device": _session.device, **sizes["fit" if fit else like],
                 **_quality_sizes(workload, tier, knobs)}
     chosen = {name: value for name, value in defaults.items() if name in allowed}
+    if (knobs.get("engine"), knobs.get("precision")) == ("tensorrt", "int8"):
+        chosen["scheme"] = "symmetric"  # it takes no other
     return Case(workload, phase, tier, _settled(workload, phase, {**chosen, **knobs}),
                 {**sizes["protocol"], **sizes.get(f"{like}_protocol", {})}, "as it is")
 

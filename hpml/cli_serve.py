@@ -84,7 +84,7 @@ def export_triton(
     workload: str,
     repository: Annotated[Path, typer.Argument(help="Triton's model repository; made where it is absent")],
     engine: Annotated[str, typer.Option(help="onnxruntime, or its accelerator openvino or tensorrt")] = "onnxruntime",
-    precision: Annotated[str, typer.Option(help="fp32 or int8")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 (on a GPU) or int8")] = "fp32",
     weights: Annotated[str, typer.Option(help="auto (the run's, else published ones, else random), random, trained, pretrained, a file")
                        ] = "auto",
     run_id: Annotated[str, typer.Option(help="the run whose trained weights are taken and that keeps the graphs")] = "serve",

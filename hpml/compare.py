@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hpml import answers, roofline
 from hpml.env import HpmlError
-from hpml.knobs import INPUT_KNOBS, SIZE_KNOBS
+from hpml.knobs import INPUT_KNOBS, SIZE_KNOBS, turned
 from hpml.records import Record
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 6
@@ -262,9 +262,9 @@ def data_text(record: Record) -> str:
 
 
 def technique_key(record: Record) -> tuple:
-    """What a quality run must share with a speed figure to vouch for it: all knobs but the sizes."""
+    """What a quality run must share with a speed figure to vouch for it: all turned knobs but the sizes."""
     return (record.case["workload"], record.case["phase"], record.case["tier"],
-            *sorted((k, v) for k, v in record.knobs.items() if k not in SIZE_KNOBS))
+            *sorted((k, v) for k, v in turned(record.knobs).items() if k not in SIZE_KNOBS))
 
 
 def quality_verdict(record: Record, base: Record | None, records: Sequence[Record]) -> dict:

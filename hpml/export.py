@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hpml import env
 from hpml.einsum import weights_as_matrices
+from hpml.engines import one_line
 from hpml.env import HpmlError, Unavailable
 
 if TYPE_CHECKING:
@@ -75,6 +76,33 @@ def export_onnx(model, example_inputs: tuple, path: str | Path, *, input_names: 
         for file in sorted(Path(folder).iterdir(), key=lambda file: file == target):  # the graph last
             os.replace(file, path.parent / file.name)
     return {"export_s": export_s, **info, "exporter": "dynamo"}
+
+
+def to_fp16(source: Path, target: Path) -> None:
+    """Writes the graph `source` with FP16 in the place of FP32 to `target`, whole or not at all; inputs and outputs stay FP32, INT8 stays.
+
+    ONNX Runtime's converter leaves the operators in FP32 that have no FP16 form, and clips constants to what FP16 can hold. Raises
+    HpmlError for a graph that it or ONNX's checker refuses, Unavailable where a package is missing.
+    """
+    for package in ("onnx", "onnxruntime"):
+        if reason := env.missing(package):
+            raise Unavailable(f"FP16 graph: {reason}")
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    partial = target.with_suffix(f".{os.getpid()}")
+    try:
+        with _quiet():
+            made = OnnxModel(convert_float_to_float16(onnx.load(source), keep_io_types=True))
+            made.topological_sort()  # the converter appends its casts
+            onnx.save(made.model, partial)
+        onnx.checker.check_model(str(partial))
+        partial.replace(target)
+    except Exception as error:
+        raise HpmlError(f"{source.name}: cannot be converted to FP16: {type(error).__name__}: {one_line(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def graph_ops(path: str | Path) -> dict[str, int]:

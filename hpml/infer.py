@@ -65,6 +65,14 @@ def graph_file(job: dict, *more) -> Path:
     return Path(job["run_dir"]) / "models" / f"{Path(job['case']['workload']).stem}-{'int8-' if more else ''}{digest}.onnx"
 
 
+def typed_file(job: dict) -> Path:
+    """The graph that the case's engine is given: the exported or the INT8 one, or, where it computes in the types of the file and its
+    floats are to be FP16, that one's other form."""
+    source = int8_file(job) if job["knobs"]["precision"] == "int8" else graph_file(job)
+    half = job["knobs"]["precision"] in engines.get(job["knobs"]["engine"]).HALF
+    return source.with_suffix(".fp16.onnx") if half else source
+
+
 def int8_file(job: dict) -> Path:
     """The INT8 graph of this model: phase quantize leaves it there, inference takes it from there."""
     knobs = job["knobs"]
@@ -109,8 +117,12 @@ def artefact(job: dict, workload: ModuleType, model) -> tuple:
     if job["knobs"]["precision"] == "int8":
         if not int8_note(job).exists():
             raise HpmlError(f"{int8_file(job).name}: the run has no INT8 graph of this model: phase quantize makes it")
-        return int8_file(job), {}
-    return onnx_file(job, workload, model)
+        source, made = int8_file(job), {}
+    else:
+        source, made = onnx_file(job, workload, model)
+    if not typed_file(job).exists():
+        export.to_fp16(source, typed_file(job))
+    return typed_file(job), made
 
 
 def _parity_count(knobs: dict) -> int:

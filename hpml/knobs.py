@@ -81,6 +81,8 @@ KNOBS: dict[str, Knob] = {
                          ("minmax", "entropy", "percentile")),
     "quantization": Knob("static", (*_ENGINE, "quantize", "serve"), "ranges of activations: seen beforehand, or at each call (dynamic)",
                          ("static", "dynamic")),
+    "scheme": Knob("affine", (*_ENGINE, "quantize", "serve"), "INT8 ranges of activations: each with a zero point of its own (affine), or "
+                   "around zero, which TensorRT asks for (symmetric)", ("affine", "symmetric")),
     "keep_fp": Knob(0, (*_ENGINE, "quantize", "serve"),
                     "so many heavy operators stay in floating point: those whose INT8 harms the output most"),
     "measure": Knob("speed", ("infer",), "speed, or quality over the test samples", ("speed", "quality")),
@@ -102,7 +104,7 @@ KNOBS: dict[str, Knob] = {
                  ("matmul", "conv3x3", "memory", "h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable", "jpeg")),
     "dtype": Knob("fp32", ("limit",), "data type of the limit", least=None),
 }
-INT8_KNOBS = ("quantizer", "calib_samples", "calib_method", "quantization", "keep_fp")  # they mean something where the precision is int8
+INT8_KNOBS = ("quantizer", "calib_samples", "calib_method", "quantization", "scheme", "keep_fp")  # for precision int8
 INPUT_KNOBS = ("batch", "image", "length", "variant", "weights", "stem", "seed", "train_samples")  # what is worked on, not how
 # What may differ between a speed figure and the quality run that vouches for it: the amount of training, the size of the
 # input, the first layers fitted to it and the variant that was small enough to train are not what a technique is.
@@ -115,6 +117,11 @@ def defaults(phase: str) -> dict:
     if phase not in PHASES:
         raise HpmlError(f"unknown phase {phase!r}: choose from {', '.join(PHASES)}")
     return {name: knob.default for name, knob in KNOBS.items() if phase in knob.phases}
+
+
+def turned(settings: Mapping[str, Any]) -> dict:
+    """The settings that are not at their default: a knob that only a newer version has tells nothing apart."""
+    return {name: value for name, value in settings.items() if name not in KNOBS or value != KNOBS[name].default}
 
 
 def validate(phase: str, settings: Mapping[str, Any]) -> dict:

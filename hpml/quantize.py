@@ -51,7 +51,7 @@ def measure(job: dict, workload: ModuleType) -> dict:
 
     knobs, workload = job["knobs"], part(workload, job["knobs"])
     dynamic = knobs["quantization"] == "dynamic"
-    need(knobs["quantizer"], knobs["calib_method"], knobs["quantization"])
+    need(knobs["quantizer"], knobs["calib_method"], knobs["quantization"], knobs["scheme"])
     only = getattr(workload, "INT8_OPS", None)
     if dynamic and "MatMul" not in (only or ()):
         raise Unavailable(f"{workload.TITLE} is made of convolutions: dynamic quantization is for products of matrices, whose ranges are "
@@ -63,8 +63,8 @@ def measure(job: dict, workload: ModuleType) -> dict:
     target = int8_file(job)
     int8_note(job).unlink(missing_ok=True)  # of a graph that is made anew
     facts = quantize(source, target, dict(zip(workload.INPUT_NAMES, samples, strict=True)), quantizer=knobs["quantizer"],
-                     method=knobs["calib_method"], only=only, dynamic=dynamic, keep_fp=knobs["keep_fp"],
-                     agreement=getattr(workload, "agreement", None), ranking=_ranking_file(job, source))
+                     method=knobs["calib_method"], only=only, dynamic=dynamic, symmetric=knobs["scheme"] == "symmetric",
+                     keep_fp=knobs["keep_fp"], agreement=getattr(workload, "agreement", None), ranking=_ranking_file(job, source))
     facts |= {"calibrated_on": indices, "weights": knobs["weights"]}
     partial = target.with_suffix(".part")
     partial.write_text(json.dumps(facts))
@@ -82,7 +82,7 @@ def _ranking_file(job: dict, source: Path) -> Path:
     return Path(job["run_dir"], "cache", "ranking", f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json")
 
 
-def need(quantizer: str, method: str, quantization: str = "static") -> None:
+def need(quantizer: str, method: str, quantization: str = "static", scheme: str = "affine") -> None:
     """Raises Unavailable where the quantizer is not installed or does not know the method."""
     for package in {"onnxruntime": ("onnx", "onnxruntime"), "nncf": ("onnx", "onnxruntime", "openvino", "nncf")}[quantizer]:
         if reason := env.missing(package):
@@ -91,6 +91,10 @@ def need(quantizer: str, method: str, quantization: str = "static") -> None:
         raise Unavailable("nncf chooses ranges by extremes or quantiles; entropy calibration is ONNX Runtime's")
     if (quantizer, quantization) == ("nncf", "dynamic"):
         raise Unavailable("nncf makes static graphs; dynamic quantization is ONNX Runtime's")
+    if (quantizer, scheme) == ("nncf", "symmetric"):
+        raise Unavailable("nncf makes graphs for OpenVINO, whose ranges may be unsigned; symmetric ones are ONNX Runtime's")
+    if (quantization, scheme) == ("dynamic", "symmetric"):
+        raise Unavailable("ranges that are taken at each call have a zero point: symmetric ones are static")
 
 
 def calibration(workload: ModuleType, knobs: dict, image_set) -> "tuple[tuple[np.ndarray, ...], list[int]]":
@@ -115,20 +119,21 @@ def calibration(workload: ModuleType, knobs: dict, image_set) -> "tuple[tuple[np
 
 def quantize(source: Path, target: Path, samples: "dict[str, np.ndarray]", *, quantizer: str = "onnxruntime", method: str = "minmax",
              only: tuple[str, ...] | None = None, dynamic: bool = False, keep_fp: int = 0, agreement: Callable | None = None,
-             ranking: Path | None = None) -> dict:
+             ranking: Path | None = None, symmetric: bool = False) -> dict:
     """Writes the INT8 form of the FP32 graph `source` to `target`, whole or not at all; returns what it is, with quantize_s.
 
     `samples`: arrays [N, ...] by input name; the graph sees them one by one. `only`: the operator types to quantize, None for all that
     the quantizer knows. Attention needs ("MatMul", "Gemm"): an additive mask of -1e30 would take the whole range of its sum, and every
     score would become the same number. `dynamic`: ranges of activations are taken at each call. `keep_fp`: so many heavy operators stay in
     floating point, those that harm the output most when they alone are quantized (sensitivity.py; `agreement` is the workload's). Where
-    the file `ranking` is, it says which, and what finding that took counts as if it were done again; else it is written.
+    the file `ranking` is, it says which, and what finding that took counts as if it were done again; else it is written. `symmetric`:
+    signed ranges around zero with all 8 bits, sums and biases in floating point, as TensorRT takes them.
     Raises HpmlError for a graph that takes other inputs, is damaged, or ends without any quantized operator; Unavailable for a quantizer
     or method that is not here.
     """
-    need(quantizer, method, "dynamic" if dynamic else "static")
+    need(quantizer, method, "dynamic" if dynamic else "static", "symmetric" if symmetric else "affine")
     maker = _dynamic if dynamic else {"onnxruntime": _by_onnxruntime, "nncf": _by_nncf}[quantizer]
-    seven_bits = env.machine()["arch"] == "x86_64" and not set(WIDE_SUMS) & set(env.machine()["isa"])
+    seven_bits = env.machine()["arch"] == "x86_64" and not set(WIDE_SUMS) & set(env.machine()["isa"]) and not symmetric
     _check(source, samples)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantize-") as folder:
@@ -142,7 +147,8 @@ def quantize(source: Path, target: Path, samples: "dict[str, np.ndarray]", *, qu
                                                                seven_bits=seven_bits, agreement=agreement))
                 kept = order["operators"][:keep_fp]
                 started = time.perf_counter()
-                maker(source, made, samples, method, only, seven_bits, [one["name"] for one in kept])
+                maker(source, made, samples, method=method, only=only, seven_bits=seven_bits, kept=[one["name"] for one in kept],
+                      symmetric=symmetric)
         except (HpmlError, MemoryError):
             raise
         except Exception as error:
@@ -153,8 +159,8 @@ def quantize(source: Path, target: Path, samples: "dict[str, np.ndarray]", *, qu
             raise HpmlError(f"{source.name}: {quantizer} quantized none of its {facts['heavy_ops_total']} Conv, Gemm and MatMul operators")
         os.replace(made, target)
     return {**facts, "quantize_s": took_s, "ranking_s": order["seconds"] if keep_fp else None, "kept_fp": kept,
-            "quantization": "dynamic" if dynamic else "static", "method": method, "quantizer": quantizer,
-            "fp32_bytes": source.stat().st_size,
+            "quantization": "dynamic" if dynamic else "static", "scheme": "symmetric" if symmetric else "affine", "method": method,
+            "quantizer": quantizer, "fp32_bytes": source.stat().st_size,
             "samples": 0 if dynamic else len(next(iter(samples.values()))), "only": only, "weight_bits": 7 if seven_bits else 8}
 
 
@@ -229,7 +235,7 @@ def _reader(samples: "dict[str, np.ndarray]"):
     return Reader()
 
 
-def _by_onnxruntime(source: Path, target: Path, samples, method: str, only, seven_bits: bool, kept: list[str]) -> None:
+def _by_onnxruntime(source: Path, target: Path, samples, *, method: str, only, seven_bits: bool, kept: list[str], symmetric: bool) -> None:
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -243,18 +249,22 @@ def _by_onnxruntime(source: Path, target: Path, samples, method: str, only, seve
     if seven_bits:  # only weights can be kept to 7 bits: the sums of two activations' product would overflow, so it stays as it is
         constants = {item.name for item in graph.initializer}
         names += [node.name for node in graph.node if node.op_type == "MatMul" and not constants & set(node.input)]
+    # Without pairs behind each product, ONNX Runtime has nothing to join with one that stays as it is.
+    kind, form = quantization.QuantType.QUInt8, {"OpTypesToExcludeOutputQuantization": ["MatMul"] if seven_bits else []}
+    if symmetric:  # TensorRT joins a pair with the operator behind it: none is shared, and none stands between a product and a sum
+        kind = quantization.QuantType.QInt8
+        form = {"OpTypesToExcludeOutputQuantization": list(HEAVY), "ActivationSymmetric": True, "QuantizeBias": False,
+                "DedicatedQDQPair": True}
     # One sample after the other: histograms would otherwise hold all activations of all samples at once.
     quantization.quantize_static(
         prepared, target, _reader(samples), quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=only and list(only),
         nodes_to_exclude=names, per_channel=True, reduce_range=seven_bits,
-        activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+        activation_type=kind, weight_type=quantization.QuantType.QInt8,
         calibrate_method=getattr(quantization.CalibrationMethod, {"minmax": "MinMax"}.get(method, method.capitalize())),
-        # Without pairs behind each product, ONNX Runtime has nothing to join with one that stays as it is.
-        extra_options={"CalibStridedMinMax": 1, "CalibPercentile": 100 * (1 - CLIPPED_SHARE),
-                       "OpTypesToExcludeOutputQuantization": ["MatMul"] if seven_bits else []})
+        extra_options={"CalibStridedMinMax": 1, "CalibPercentile": 100 * (1 - CLIPPED_SHARE), **form})
 
 
-def _dynamic(source: Path, target: Path, samples, method: str, only, seven_bits: bool, kept: list[str]) -> None:
+def _dynamic(source: Path, target: Path, samples, *, seven_bits: bool, kept: list[str], **_) -> None:
     import onnx
     from onnxruntime import quantization
 
@@ -264,7 +274,7 @@ def _dynamic(source: Path, target: Path, samples, method: str, only, seven_bits:
                                   reduce_range=seven_bits, weight_type=quantization.QuantType.QInt8)
 
 
-def _by_nncf(source: Path, target: Path, samples, method: str, only, seven_bits: bool, kept: list[str]) -> None:
+def _by_nncf(source: Path, target: Path, samples, *, method: str, only, seven_bits: bool, kept: list[str], **_) -> None:
     """NNCF's post-training quantization with its fast bias correction; signed activations are symmetric (its preset "performance")."""
     import onnx
 

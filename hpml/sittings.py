@@ -14,7 +14,7 @@ from pathlib import Path
 from hpml import compare, env, records
 from hpml.compare import CONFIDENCE, MIN_ROUNDS
 from hpml.env import HpmlError
-from hpml.knobs import KNOBS
+from hpml.knobs import turned
 from hpml.records import Record
 
 LEAST_DEGREES = 5  # of freedom, that the spread between sittings must rest on: with fewer, its 95 % point is mostly ignorance
@@ -66,11 +66,10 @@ def _folder(name: str) -> Path:
 
 
 def identity(record: Record) -> tuple[str, str, str, str]:
-    """What makes two records of different runs the same case: workload, phase, tier, and the knobs that are not at their default (so
-    that a knob which only the newer version has does not part them). The data is compared apart: a failed record has none."""
+    """What makes two records of different runs the same case: workload, phase, tier, and the knobs that are turned. The data is compared
+    apart: a failed record has none."""
     workload = record.case["workload"]
-    settings = {name: value for name, value in record.knobs.items()
-                if name != "data" and (name not in KNOBS or value != KNOBS[name].default)}
+    settings = {name: value for name, value in turned(record.knobs).items() if name != "data"}
     return (Path(workload).stem if workload.endswith(".py") else workload, record.case["phase"], record.case.get("tier", ""),
             json.dumps(settings, sort_keys=True))
 

@@ -169,12 +169,12 @@ def _prepare(plan: Plan, measured: set[str]) -> None:
 
 def _with_expected(one: Case, job: dict) -> None:
     """Makes the graph and the outputs that inference cases share where the run has none. What fails here fails, with its reason, there."""
-    from hpml.infer import expected_file, graph_file
+    from hpml.infer import expected_file, typed_file
 
     if one.phase != "infer" or (kind := engines.get(one.knobs["engine"])).unavailable(one.knobs["device"]):
         return
     graph = kind.WANTS == "onnx" and one.knobs["precision"] != "int8"
-    if expected_file(job).exists() and (graph_file(job).exists() or not graph):
+    if expected_file(job).exists() and (not graph or typed_file(job).exists()):
         return
     making = {**job, "case": {**job["case"], "phase": "prepare"}, "knobs": {**one.knobs, "replicas": 1, "device": "cpu"},
               "protocol": {"seed": 0}}

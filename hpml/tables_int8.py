@@ -16,8 +16,9 @@ SIZES = {"image": None, "length": None, "variant": None, "batch": None, "threads
 
 
 def maker(knobs: dict) -> str:
-    """How an INT8 graph was made, in a few words: the quantizer, dynamic or not, how many operators stayed in floating point."""
-    more = ["dynamic"] * (knobs.get("quantization") == "dynamic") + [f"{n} in FP32" for n in (knobs.get("keep_fp"),) if n]
+    """How an INT8 graph was made, in a few words: the quantizer, dynamic or symmetric, how many operators stayed in floating point."""
+    more = [knobs.get(name) for name, said in (("quantization", "dynamic"), ("scheme", "symmetric")) if knobs.get(name) == said]
+    more += [f"{n} in FP32" for n in (knobs.get("keep_fp"),) if n]
     return ", ".join([knobs["quantizer"], *more])
 
 
@@ -38,7 +39,7 @@ def _is_speed(r: Record) -> bool:
 
 def inside(records: Sequence[Record]) -> list[dict]:
     """A line for each timed INT8 case: how many heavy operators compute in INT8, the file beside the FP32 one, the seconds to make it."""
-    knobs = ("image", "length", "variant", "quantizer", "calib_samples", "calib_method", "quantization", "keep_fp")
+    knobs = ("image", "length", "variant", "quantizer", "calib_samples", "calib_method", "quantization", "scheme", "keep_fp")
     making = {(r.machine["id"], r.case["workload"], *map(r.knobs.get, knobs)): r.cold["quantize_s"]
               for r in records if r.case["phase"] == "quantize" and r.status == "ok"}
     return [{"machine": machine, "workload": tables.title(workload), "engine": engine, "INT8 by": how,

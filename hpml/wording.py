@@ -26,6 +26,7 @@ WORDS: dict[str, dict | str] = {
     "stored": {True: "stored", False: "built anew"},
     "batch": "batch {}",
     "length": "{} tokens",
+    "scheme": {"affine": "zero points", "symmetric": "symmetric ranges"},
     "keep_fp": "{} operator in FP32",
 }
 PLAIN = {("threads", 0): "all threads", ("workers", 0): "no loader workers", ("accum_steps", 1): "no accumulation",
@@ -34,7 +35,8 @@ MANY = {"rank": "ranks", "copy": "copies", "thread": "threads", "loader worker":
 
 
 def words(knobs: Mapping, names: Sequence[str]) -> str:
-    """The named settings of a case, "" for none. Of INT8 it is always said who made it, and whether ranges are taken at each call."""
+    """The named settings of a case, "" for none. Of INT8 it is always said who made it, and whether its ranges are taken at
+    each call or lie around zero."""
     names = [name for name in names if name in knobs]
     int8 = "precision" in names and knobs["precision"] == "int8"
     ranked = "parallel" in names and "ranks" in names and knobs["parallel"] != "none"
@@ -42,9 +44,9 @@ def words(knobs: Mapping, names: Sequence[str]) -> str:
     for name in sorted(names, key=lambda name: list(WORDS).index(name) if name in WORDS else len(WORDS)):
         said = _said(name, knobs[name])
         if name == "precision" and int8:
-            dynamic = "dynamic " * (knobs.get("quantization") == "dynamic")
-            said = " ".join(filter(None, (dynamic + said, _said("quantizer", knobs["quantizer"]) if "quantizer" in knobs else "")))
-        if name in ("quantizer", "quantization") and "precision" in names:
+            kind = "dynamic " * (knobs.get("quantization") == "dynamic") + "symmetric " * (knobs.get("scheme") == "symmetric")
+            said = " ".join(filter(None, (kind + said, _said("quantizer", knobs["quantizer"]) if "quantizer" in knobs else "")))
+        if name in ("quantizer", "quantization", "scheme") and "precision" in names:
             continue  # said with INT8, and FP32 has none
         if name == "keep_fp" and not knobs[name] and "precision" in names:
             continue  # INT8 is all of INT8 where nothing else is said, and of FP32 nothing else could be

@@ -3,6 +3,7 @@
 Every file has one class `Engine`:
 
     WANTS                         "module" (a torch nn.Module) or "onnx" (path of an ONNX file)
+    HALF                          of "onnx": the precisions for which it takes a file whose floats are FP16
     OPTIONS                       knobs that it takes beyond the four below
     Engine(device=, threads=, precision=, hint=)   threads=0: the engine's own number; Unavailable for what cannot be
     unavailable(device)           why the engine cannot be used, or None; cheap, never initialises CUDA

@@ -25,7 +25,7 @@ FLOAT_OPS = ("Conv", "FusedConv", "ConvTranspose", "Einsum", "MatMul", "FusedMat
 
 
 class Engine:
-    WANTS, OPTIONS = "onnx", ()
+    WANTS, HALF, OPTIONS = "onnx", ("fp16",), ()
     STORED, SUFFIX = "the optimized graph with its weights (ORT format)", ".ort"
 
     def __init__(self, *, device: str = "cpu", threads: int = 0, precision: str = "fp32",
@@ -36,6 +36,8 @@ class Engine:
             raise Unavailable(f"onnxruntime: {reason}")
         if precision == "tf32" and device == "cpu":
             raise Unavailable("onnxruntime: tf32 is for CUDA")
+        if precision == "fp16" and device == "cpu":
+            raise Unavailable("onnxruntime: fp16 is for CUDA: its CPU provider would convert to fp32 before most operators, and back")
         self.device, self.threads, self.precision = device, threads, precision
         self.session, self.path, self.bound, self.load_s, self.actual = None, None, [], None, {}
 

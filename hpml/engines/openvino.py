@@ -20,7 +20,7 @@ HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 class Engine:
-    WANTS, OPTIONS = "onnx", ("shapes", "batch")
+    WANTS, HALF, OPTIONS = "onnx", (), ("shapes", "batch")
     STORED, SUFFIX = "the compiled model (what its cache keeps)", ".blob"
 
     def __init__(self, *, device: str = "cpu", threads: int = 0, precision: str = "fp32",

@@ -6,6 +6,7 @@ and later crashes Python.
 """
 
 import functools
+import json
 import subprocess
 import sys
 import time
@@ -19,17 +20,21 @@ from hpml.env import HpmlError, Unavailable
 if TYPE_CHECKING:
     import numpy as np
 
+HEAVY = ("convolution", "gemm", "matrixmultiply")  # in the names that its layers give their kind
 LARGEST_BATCH = 256  # of the profile; the case's batch is what it is tuned for
 DRIVER = "import ctypes, sys; sys.exit(ctypes.CDLL('libcuda.so.1').cuInit(0) != 0)"
 
 
 class Engine:
-    WANTS, OPTIONS = "onnx", ("batch",)
+    WANTS, HALF, OPTIONS = "onnx", ("fp16", "int8"), ("batch", "scheme")  # what is not in INT8 would be slow in FP32
     STORED, SUFFIX = "the serialized engine, for this GPU and this version", ".engine"
 
-    def __init__(self, *, device: str = "cuda", threads: int = 0, precision: str = "fp32", hint: str = "latency", batch: int = 1) -> None:
+    def __init__(self, *, device: str = "cuda", threads: int = 0, precision: str = "fp32", hint: str = "latency", batch: int = 1,
+                 scheme: str = "symmetric") -> None:
         """`batch`: what the profile is tuned for; 1 to LARGEST_BATCH are served. `threads` and `hint` change nothing here."""
         check_request(engine="tensorrt", device=device, precision=precision, hint=hint)
+        if precision == "int8" and scheme != "symmetric":  # its ONNX parser refuses a zero point that is not zero
+            raise Unavailable(f"tensorrt: INT8 with scheme={scheme} has zero points, which it refuses: take scheme=symmetric")
         if reason := self.unavailable(device):
             raise Unavailable(f"tensorrt: {reason}")
         self.device, self.precision, self.batch = device, precision, batch
@@ -81,6 +86,7 @@ class Engine:
             rest = tuple(tensor.shape)[1:]
             profile.set_shape(network.get_input(i).name, (1, *rest), (self.batch, *rest), (max(LARGEST_BATCH, self.batch), *rest))
         config.add_optimization_profile(profile)
+        config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # what each layer computes in can be asked afterwards
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise Unavailable(f"tensorrt: its builder refuses {path.name}")
@@ -109,6 +115,13 @@ class Engine:
         return {"provider": "tensorrt", "device": "cuda", "threads": None, "precision": self.precision, "hint": None, "streams": 1,
                 "ops": None, "shapes": f"dynamic, tuned for batch {self.batch}", "typing": "strong", "tf32": self.precision == "tf32",
                 "version": tensorrt.__version__}
+
+    def int8_ops(self) -> tuple[int, int]:
+        """(heavy layers that take 8-bit integers, all heavy layers) of the engine as it was built, by TensorRT's inspector."""
+        import tensorrt
+
+        said = self.engine.create_engine_inspector().get_engine_information(tensorrt.LayerInformationFormat.JSON)
+        return heavy_layers(json.loads(said)["Layers"])
 
     def run(self, inputs: "tuple[np.ndarray, ...]") -> "tuple[np.ndarray, ...]":
         slot = self._slot(inputs)
@@ -153,6 +166,13 @@ class Engine:
         if not self.context.execute_async_v3(self.stream.cuda_stream):
             raise HpmlError(f"tensorrt: {self.path.name}: the engine did not run")
         self.stream.synchronize()
+
+
+def heavy_layers(layers: list[dict]) -> tuple[int, int]:
+    """(those that take 8-bit integers, all) of the inspector's layers that do a network's arithmetic; products inside a generated kernel
+    ("kgen") have no layer of their own and are not counted."""
+    heavy = [one for one in layers if any(kind in f"{one['LayerType']} {one.get('ParameterType')}".lower() for kind in HEAVY)]
+    return sum(any("int8" in tensor["Format/Datatype"].lower() for tensor in one["Inputs"]) for one in heavy), len(heavy)
 
 
 @functools.cache

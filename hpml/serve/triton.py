@@ -35,15 +35,18 @@ def export(workload: str, repository: Path, *, engine: str = "onnxruntime", prec
     """
     if engine not in ACCELERATORS:
         raise HpmlError(f"engine {engine!r}: Triton runs the ONNX graph by {', '.join(ACCELERATORS)}")
-    if precision not in ("fp32", "int8"):
-        raise HpmlError(f"precision {precision!r}: the exported graph computes in fp32 or int8")
+    if precision not in ("fp32", "fp16", "int8"):
+        raise HpmlError(f"precision {precision!r}: the exported graph computes in fp32, fp16 or int8")
+    if precision == "fp16" and device == "cpu":
+        raise HpmlError("precision 'fp16' is for a GPU: give --device cuda")
     if engine == "tensorrt" and device == "cpu":
         raise HpmlError("engine 'tensorrt' runs on a GPU: give --device cuda")
     if Path(repository).exists() and not Path(repository).is_dir():
         raise HpmlError(f"{repository}: is a file: name a folder")
     settings = settings_of(settings)
     one = prepare.plan(workload, engine="onnxruntime", precision=precision, tier=tier, image=image, run_id=run_id, weights=weights,
-                       settings=settings, data=data, device="cpu", knobs=knobs)
+                       settings=settings, data=data, device="cpu",
+                       knobs={"scheme": "symmetric", **(knobs or {})} if engine == "tensorrt" else knobs)
     job, module = study.job_of(one, run_id), workloads.get(one.workload)
     target = Path(repository) / "_".join((Path(one.workload).stem, *([precision] if precision != "fp32" else [])))
     if target.exists():

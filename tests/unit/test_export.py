@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hpml import engines
-from hpml.env import HpmlError, missing
-from hpml.export import export_onnx, graph_ops, parity
+from hpml.env import HpmlError, Unavailable, missing
+from hpml.export import export_onnx, graph_ops, parity, to_fp16
 
 pytestmark = pytest.mark.skipif(bool(missing("onnx") or missing("onnxscript")), reason="onnx and onnxscript are needed")
 
@@ -80,6 +80,40 @@ def test_an_altered_weight_fails_parity(exported):
     altered.load(model)
     found = parity(altered.run((images(4),)), engine.run((images(4),)), atol=1e-4, rtol=1e-3)
     assert not found["passed"] and found["max_abs"] > 1e-3
+
+
+def test_an_fp16_graph_has_weights_of_half_the_size_and_inputs_in_fp32(exported, tmp_path):
+    import onnxruntime
+
+    model, path, _ = exported
+    to_fp16(path, tmp_path / "half.onnx")
+    assert engines.graph_precision(tmp_path / "half.onnx") == "fp16" and engines.graph_precision(path) == "fp32"
+    session = onnxruntime.InferenceSession(str(tmp_path / "half.onnx"), providers=["CPUExecutionProvider"])
+    got = session.run(None, {"image": images(5)})[0]
+    wanted = model.eval()(torch.as_tensor(images(5))).detach().numpy()
+    model.train()
+    found = parity(wanted, got, atol=2e-2, rtol=2e-2)
+    assert got.dtype == np.float32 and found["passed"] and found["max_abs"] > 0
+    with pytest.raises(Unavailable, match="fp16 is for CUDA"):
+        engines.get("onnxruntime")(precision="fp16")
+
+
+def test_a_constant_beyond_fp16_stays_finite_and_a_damaged_file_leaves_nothing(tmp_path):
+    class Masked(torch.nn.Module):
+        def forward(self, x):
+            return torch.softmax(x.flatten(1)[:, :4] + torch.tensor([0.0, 0.0, -1e30, 0.0]), 1)
+
+    export(Masked(), tmp_path / "masked.onnx")
+    to_fp16(tmp_path / "masked.onnx", tmp_path / "half.onnx")
+    import onnxruntime
+
+    got = onnxruntime.InferenceSession(str(tmp_path / "half.onnx")).run(None, {"image": images(2)})[0]
+    assert np.isfinite(got).all() and not got[:, 2].any() and np.allclose(got.sum(1), 1, atol=1e-2)
+    (tmp_path / "half.onnx").unlink()
+    (tmp_path / "masked.onnx").write_bytes(b"no graph")
+    with pytest.raises(HpmlError, match="masked.onnx: cannot be converted to FP16"):
+        to_fp16(tmp_path / "masked.onnx", tmp_path / "half.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["masked.onnx"]
 
 
 def test_static_batch_is_baked_in(tmp_path):

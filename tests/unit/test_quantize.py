@@ -116,6 +116,33 @@ def test_without_vnni_a_product_of_two_activations_stays_in_floating_point(tmp_p
     assert facts["int8_ops"] == done and facts["heavy_ops_total"] == 5
 
 
+@pytest.mark.parametrize("attend", [False, True])
+def test_symmetric_graphs_are_what_tensorrt_takes(graph, tmp_path, monkeypatch, attend):
+    """Its parser refuses a zero point that is not zero, unsigned pairs and integer biases; a GPU needs no weights of seven bits."""
+    monkeypatch.setattr(env, "machine", lambda: {"arch": "x86_64", "isa": ["avx2"]})
+    samples = {"x": RNG.standard_normal((16, 4, 6), dtype=np.float32), "mask": np.zeros((16, 1, 4), np.float32)} if attend else SAMPLES
+    source, only = (attention(tmp_path / "a.onnx"), ("MatMul", "Gemm")) if attend else (graph, None)
+    facts = quantize.quantize(source, tmp_path / "int8.onnx", samples, only=only, symmetric=True)
+    assert (facts["scheme"], facts["weight_bits"]) == ("symmetric", 8) and facts["int8_ops"] >= 3
+    body = onnx.load(tmp_path / "int8.onnx").graph
+    values = {item.name: onnx.numpy_helper.to_array(item) for item in body.initializer}
+    values |= {node.output[0]: onnx.numpy_helper.to_array(node.attribute[0].t) for node in body.node if node.op_type == "Constant"}
+    pairs = [node for node in body.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    zeros = [values[node.input[2]] for node in pairs]
+    assert pairs and all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+    inputs = tuple(samples.values())
+    wanted = run(source, inputs, precision="fp32")[1]
+    assert 0 < np.abs(run(tmp_path / "int8.onnx", inputs)[1] - wanted).max() < 0.1 * np.abs(wanted).max()
+
+
+def test_symmetric_ranges_are_onnx_runtimes_and_static():
+    with pytest.raises(Unavailable, match="have a zero point: symmetric ones are static"):
+        quantize.need("onnxruntime", "minmax", "dynamic", "symmetric")
+    if not env.missing("nncf"):
+        with pytest.raises(Unavailable, match="symmetric ones are ONNX Runtime's"):
+            quantize.need("nncf", "minmax", "static", "symmetric")
+
+
 def attention(path):
     """Scores of queries and keys, a mask of -1e30 added where the last position is padding, softmax, values."""
     make = onnx.helper.make_node

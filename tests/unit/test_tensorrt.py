@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from hpml import engines, env
+import hpml
+from hpml import engines, env, infer, study, workloads
 from hpml.engines import tensorrt
 from hpml.env import HpmlError, Unavailable
+from hpml.serve import prepare
 
+TINY = str(Path(__file__).parent.parent / "tiny.py")
 NAMES = {line for line in (Path(__file__).parent / "tensorrt_names.txt").read_text().splitlines() if not line.startswith("#")}
 # Variables of the engine's code that hold TensorRT objects; `engine` and `context` also as attributes of self.
 OBJECTS = {"tensorrt", "logger", "builder", "network", "parser", "config", "profile", "engine", "context", "runtime"}
@@ -76,6 +79,46 @@ def test_reasons_come_in_order_and_nothing_is_constructed(monkeypatch):
     assert "tensorrt" not in sys.modules
     with pytest.raises(HpmlError, match="known: "):
         tensorrt.Engine(precision="fp8")
+
+
+def test_int8_takes_symmetric_ranges_only():
+    with pytest.raises(Unavailable, match="INT8 with scheme=affine has zero points, which it refuses: take scheme=symmetric"):
+        tensorrt.Engine(device="cuda", precision="int8", scheme="affine")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_it_is_given_a_graph_in_the_precision_asked(tmp_path, monkeypatch, precision):
+    """Of INT8 what is left in floating point is FP16. ONNX Runtime on the CPU stands for it: it converts where it has no FP16 operator."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("HPML_RESULTS", str(tmp_path))
+    one = hpml.case(TINY, phase="infer", tier="smoke", engine="tensorrt", device="cuda", precision=precision)
+    job, workload = study.job_of(one, "graphs"), workloads.get(TINY)
+    prepare.quantize_once(job, print)
+    image_set = workload.data(job["knobs"])
+    model = infer.fp32_model(job, workload, image_set)
+    path, _ = infer.artefact(job, workload, model)
+    assert engines.graph_precision(path) == precision
+    import onnx
+
+    kinds = {onnx.TensorProto.DataType.Name(one.data_type) for one in onnx.load(path).graph.initializer}
+    assert ("FLOAT16" in kinds) == (precision != "fp32") and ("INT8" in kinds) == (precision == "int8")
+    inputs = infer.input_batches(workload, job["knobs"], image_set)[0]
+    got = onnxruntime.InferenceSession(str(path)).run(None, dict(zip(workload.INPUT_NAMES, inputs, strict=True)))[0]
+    wanted = infer._outputs(model, inputs)
+    apart = abs(got - wanted).max() / abs(wanted).max()
+    assert got.dtype == wanted.dtype and apart < {"fp32": 1e-5, "fp16": 1e-2, "int8": 0.1}[precision]
+    assert precision == "fp32" or apart > 1e-6, "it really computes otherwise"
+
+
+def test_heavy_layers_are_counted_from_what_the_inspector_says():
+    """The form of TensorRT's developer guide, "Engine Inspector"."""
+    def layer(kind, taken, **more):
+        return {"LayerType": kind, "Inputs": [{"Name": "x", "Format/Datatype": taken}], "Outputs": [], **more}
+
+    wide = "Thirty-two wide channel vectorized row major Int8 format"
+    assert tensorrt.heavy_layers([
+        layer("CaskConvolution", wide, ParameterType="Convolution"), layer("CaskGemmMatrixMultiply", wide), layer("gemm", "Half"),
+        layer("Reformat", wide), layer("kgen", "Int8"), {"LayerType": "CaskDeconvolutionV2", "Inputs": [], "Outputs": []}]) == (2, 4)
 
 
 def test_a_fault_is_the_last_line_of_a_process_of_its_own():

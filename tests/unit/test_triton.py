@@ -81,7 +81,7 @@ def test_what_cannot_be_is_one_line(made, tmp_path):
         triton.export(TINY, made.parent, tier="smoke")
     with pytest.raises(HpmlError, match="engine 'eager': Triton runs the ONNX graph by onnxruntime, openvino, tensorrt"):
         triton.export(TINY, tmp_path, engine="eager")
-    with pytest.raises(HpmlError, match="precision 'bf16': the exported graph computes in fp32 or int8"):
+    with pytest.raises(HpmlError, match="precision 'bf16': the exported graph computes in fp32, fp16 or int8"):
         triton.export(TINY, tmp_path, precision="bf16")
     with pytest.raises(HpmlError, match="tensorrt' runs on a GPU"):
         triton.export(TINY, tmp_path, engine="tensorrt")
@@ -94,6 +94,20 @@ def test_what_cannot_be_is_one_line(made, tmp_path):
     onnx.save(graph, str(tmp_path / "fixed.onnx"))
     with pytest.raises(HpmlError, match="fixed.onnx: the batch of points is fixed at 2"):
         triton.config("fixed", tmp_path / "fixed.onnx", settings=Settings(), engine="onnxruntime", device="cpu", facts={}, labels=[])
+
+
+@pytest.mark.parametrize(("precision", "kinds"), [("int8", {"INT8"}), ("fp16", {"FLOAT16"})])
+def test_the_graph_for_tensorrt_is_one_that_tensorrt_takes(made, tmp_path, precision, kinds):
+    """In its own types; of INT8 no zero point but zero, which every model of signed bytes with ranges around zero has."""
+    import onnx
+
+    path = triton.export(TINY, tmp_path, engine="tensorrt", device="cuda", precision=precision, tier="smoke") / "1" / "model.onnx"
+    graph = onnx.load(path).graph
+    assert kinds <= {onnx.TensorProto.DataType.Name(one.data_type) for one in graph.initializer}
+    values = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    assert not any(values[node.input[2]].any() for node in graph.node if node.op_type.endswith("QuantizeLinear"))
+    with pytest.raises(HpmlError, match="'fp16' is for a GPU"):
+        triton.export(TINY, tmp_path, precision="fp16")
 
 
 def test_the_command_says_what_it_wrote(made, tmp_path):

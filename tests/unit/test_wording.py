@@ -14,6 +14,8 @@ from hpml.knobs import KNOBS
     ({"precision": "int8", "engine": "onnxruntime", "quantizer": "onnxruntime", "quantization": "dynamic"}, "precision quantization",
      "dynamic INT8 by ONNX Runtime"),
     ({"precision": "int8", "quantizer": "onnxruntime"}, "precision", "INT8 by ONNX Runtime"),
+    ({"precision": "int8", "engine": "tensorrt", "quantizer": "onnxruntime", "scheme": "symmetric"}, "precision engine scheme",
+     "symmetric INT8 by ONNX Runtime in TensorRT"),
     ({"engine": "compile"}, "engine", "torch.compile"),
     ({"workers": 1, "precision": "bf16", "memory_format": "channels_last"}, "workers precision memory_format",
      "BF16 + channels-last + 1 loader worker"),
