@@ -61,7 +61,8 @@ def measure(job: dict, workload: ModuleType) -> dict:
     samples, indices = calibration(workload, knobs, image_set)
     source, exported = onnx_file(job, workload, fp32_model(job, workload, image_set))
     target = int8_file(job)
-    int8_note(job).unlink(missing_ok=True)  # of a graph that is made anew
+    for old in (int8_note(job), target.with_suffix(".fp16.onnx")):  # of a graph that is made anew
+        old.unlink(missing_ok=True)
     facts = quantize(source, target, dict(zip(workload.INPUT_NAMES, samples, strict=True)), quantizer=knobs["quantizer"],
                      method=knobs["calib_method"], only=only, dynamic=dynamic, symmetric=knobs["scheme"] == "symmetric",
                      keep_fp=knobs["keep_fp"], agreement=getattr(workload, "agreement", None), ranking=_ranking_file(job, source))
