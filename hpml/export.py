@@ -99,6 +99,8 @@ def to_fp16(source: Path, target: Path) -> None:
             onnx.save(made.model, partial)
         onnx.checker.check_model(str(partial))
         partial.replace(target)
+    except MemoryError:
+        raise
     except Exception as error:
         raise HpmlError(f"{source.name}: cannot be converted to FP16: {type(error).__name__}: {one_line(error)}") from error
     finally:

@@ -66,8 +66,8 @@ def graph_file(job: dict, *more) -> Path:
 
 
 def typed_file(job: dict) -> Path:
-    """The graph that the case's engine is given: the exported or the INT8 one, or, where it computes in the types of the file and its
-    floats are to be FP16, that one's other form."""
+    """The graph that the case's engine loads: the exported or the INT8 one, in its FP16 form where the engine takes its floats from the
+    file (HALF)."""
     source = int8_file(job) if job["knobs"]["precision"] == "int8" else graph_file(job)
     half = job["knobs"]["precision"] in engines.get(job["knobs"]["engine"]).HALF
     return source.with_suffix(".fp16.onnx") if half else source
@@ -158,8 +158,7 @@ def prepare(job: dict, workload: ModuleType) -> dict:
     with partial.open("wb") as file:
         np.save(file, _outputs(model, _samples(workload, knobs, image_set, _parity_count(knobs))))
     partial.replace(path)
-    if knobs["precision"] != "int8":
-        artefact(job, workload, model)
+    artefact(job, workload, model)
     return {}
 
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -232,3 +233,10 @@ def test_the_interval_of_answers_covers_the_true_difference():
         held += ends[0] <= 0.02 <= ends[1]
     assert 930 <= held <= 980
     assert answers.difference({"n": 400}, {"n": 400, "right": answers.packed(base)}, 0.95) is None
+
+
+def test_a_knob_that_only_a_newer_version_has_parts_no_quality_from_its_speed():
+    def key(**knobs):
+        return compare.technique_key(SimpleNamespace(case={"workload": "w", "phase": "infer", "tier": "cpu"}, knobs=knobs))
+
+    assert key(precision="int8") == key(precision="int8", scheme="affine") != key(precision="int8", scheme="symmetric")
