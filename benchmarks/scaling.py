@@ -1,10 +1,12 @@
 """A scaling model of ResNet-50 under DDP: fitted on two ranks here, checked on a step that the fit has not seen, drawn to 8 devices.
 
-    python benchmarks/scaling.py [--rounds 3] [--tier cpu]
+    python benchmarks/scaling.py [--rounds 6] [--tier cpu] [--batches 16,128]
 
 The link is measured by all-reduces of gloo over loopback. Compute and the exposed share of the communication come from steps of 1 and 4
-micro-batches. Held back: the step of one micro-batch of twice the size, whose compute comes from its own accumulated step. About 6 minutes
-on two cores; needs two. Beyond two ranks nothing is measured: the curve is the model's. Table and sentences: hpml/scaling.py.
+micro-batches. Held back: the step of one micro-batch of twice the size, whose compute comes from its own accumulated step. Then one
+global batch divided (strong scaling), for a small and a large one: two ranks of one thread, and one process with two, over one process
+with one. About 20 minutes on two cores; needs two. Beyond two ranks nothing is measured: the curve is the model's. Table and sentences:
+hpml/scaling.py.
 """
 
 import argparse
@@ -52,17 +54,31 @@ def allreduces() -> list[float]:
         return [float(line) for line in answer.read_text().splitlines()]
 
 
+def whole(cases: list, rounds: int):
+    """The run of `cases`. Raises HpmlError where one of them has no figure."""
+    run = hpml.run(cases, rounds=rounds)
+    if lost := [r for r in run.records if r.status != "ok"]:
+        raise HpmlError(f"{lost[0].case['label']}: {lost[0].status}: {lost[0].reason}")
+    return run
+
+
+def divided(tier: str, rounds: int, batch: int) -> dict:
+    """One global batch by one process with one thread, by one with two, and by two ranks: samples/s, and ratios to the first."""
+    alone = hpml.case("resnet50", phase="train", tier=tier, batch=batch, threads=1)
+    rows = whole([alone, alone.but(threads=RANKS), alone.but(threads=RANKS, parallel="ddp", ranks=RANKS)], rounds).rows()
+    return {"batch": batch, **{name: {"per_s": row.per_s, "ratio": row.ratio, "low": row.low, "high": row.high}
+                               for name, row in zip(scaling.WAYS, rows, strict=True)}}
+
+
 def steps(tier: str, rounds: int) -> tuple[dict[tuple[int, int], list[float]], float, str]:
     """({(micro-batch of a rank, micro-batches): seconds of a step, one for each round}, bytes of the gradients, the data)."""
     base = hpml.case("resnet50", phase="train", tier=tier, parallel="ddp", ranks=RANKS)
     small = max(2, base.knobs["batch"] // (RANKS * COUNT))
     asked = [(small, 1), (small, COUNT), (2 * small, 1), (2 * small, COUNT)]
-    run = hpml.run([base.but(batch=RANKS * micro * count, accum_steps=count) for micro, count in asked], rounds=rounds)
-    if lost := [r for r in run.records if r.status != "ok"]:
-        raise HpmlError(f"{lost[0].case['label']}: {lost[0].status}: {lost[0].reason}")
+    records = whole([base.but(batch=RANKS * micro * count, accum_steps=count) for micro, count in asked], rounds).records
     seconds = {}
-    for key in {record.case["key"]: None for record in run.records}:
-        own = compare.calmest(record for record in run.records if record.case["key"] == key)
+    for key in {record.case["key"]: None for record in records}:
+        own = compare.calmest(record for record in records if record.case["key"] == key)
         count = own[0].knobs["accum_steps"]
         seconds[own[0].knobs["batch"] // (RANKS * count), count] = [statistics.median(record.samples["values"]) for record in own]
     actual = own[0].actual
@@ -71,8 +87,9 @@ def steps(tier: str, rounds: int) -> tuple[dict[tuple[int, int], list[float]], f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--tier", default="cpu")
+    parser.add_argument("--batches", default="16,128", help="global batches that are divided")
     asked = parser.parse_args()
     measured = allreduces()
     link = scaling.fit_link(SIZES, measured, RANKS)
@@ -89,7 +106,8 @@ def main() -> None:
         "gradient_bytes": nbytes, "allreduce": dict(zip(SIZES, measured, strict=True)),
         "link": {"bytes_s": link.bytes_s, "latency_s": link.latency_s, "worst_error": worst},
         "steps": [{"micro_batch": micro, "micro_batches": count, "seconds": values} for (micro, count), values in seconds.items()],
-        "compute_s": compute, "exposed": exposed, "held_back": {"predicted_s": predicted, "measured_s": found}}
+        "compute_s": compute, "exposed": exposed, "held_back": {"predicted_s": predicted, "measured_s": found},
+        "divided": [divided(asked.tier, asked.rounds, int(batch)) for batch in asked.batches.split(",")]}
     path = studies.write("scaling", facts)
     print(studies.described(studies.read("scaling"), "python benchmarks/scaling.py"), scaling.text(facts), path, sep="\n")
 

@@ -12,8 +12,9 @@ def bless(run_id: str) -> Path:
     """Put a run's records into the reference of its machine, with tables and charts of the whole; returns the folder.
 
     A reference may grow run by run: what it has of the same workloads from the same notebooks is replaced, as is all that another
-    protocol measured. Raises HpmlError unless notebooks measured it, not at the smoke tier, and every comparison with figures has
-    6 rounds, its noise floor and a clean, known commit.
+    protocol measured. Of a limit of the machine the higher stays, as it is the most that any run reached. Raises HpmlError unless
+    notebooks measured it, not at the smoke tier, and every comparison with figures has 6 rounds, its noise floor and a clean, known
+    commit.
     """
     run = env.run_dir(run_id)
     found = records.read(run / "records.jsonl")
@@ -33,16 +34,22 @@ def bless(run_id: str) -> Path:
         raise HpmlError("a reference is measured on a clean commit: these records come from changed or unknown sources")
     target = env.reference_dir() / found[0].machine["id"]
     measured = {(r.case["workload"], r.notebook) for r in found}
-    kept = [r for r in records.read(target / "records.jsonl")
-            if (r.case["workload"], r.notebook) not in measured and r.protocol_version == found[0].protocol_version]
+    before = [r for r in records.read(target / "records.jsonl") if r.protocol_version == found[0].protocol_version]
+    kept = [r for r in before if (r.case["workload"], r.notebook) not in measured]
+    found = [max((r, *_same_limit(r, before)), key=lambda one: one.actual.get("value", 0)) for r in found]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".blessing-") as scratch:
-        whole, before = Path(scratch) / "whole", Path(scratch) / "before"
+        whole, old = Path(scratch) / "whole", Path(scratch) / "old"
         for record in kept + found:
             records.append(whole / "records.jsonl", record)
         report.build(whole)
         shutil.rmtree(whole / "report")
         if target.exists():
-            target.rename(before)  # gone with the scratch folder, once the new one is in its place
+            target.rename(old)  # gone with the scratch folder, once the new one is in its place
         whole.rename(target)
     return target
+
+
+def _same_limit(record: records.Record, known: list[records.Record]) -> list[records.Record]:
+    """What `known` has of the limit that `record` measured; nothing where that is no limit."""
+    return [r for r in known if record.case["phase"] == r.case["phase"] == "limit" and r.knobs == record.knobs]

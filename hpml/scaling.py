@@ -22,6 +22,7 @@ class Link:
 
 
 DEVICES = (1, 2, 4, 8)
+WAYS = ("one process, one thread", "one process, two threads", "two ranks, one thread each")  # that a global batch is gone through
 ASSUMED = {"10 Gbit/s Ethernet (assumed)": Link(1.25e9, 30e-6)}  # between machines with CPUs; the links of GPUs belong to steps of GPUs
 
 
@@ -97,13 +98,24 @@ def said(facts: dict) -> list[str]:
     ]
 
 
+def divided(facts: dict) -> list[dict]:
+    """A line for each global batch that was divided: samples/s of one thread, and how many times that two threads and two ranks reach."""
+    alone, *others = WAYS
+    return [{"global batch": one["batch"], alone: f"{one[alone]['per_s']:.1f} samples/s",
+             **{way: f"{one[way]['ratio']:.2f}x [{one[way]['low']:.2f}, {one[way]['high']:.2f}]" for way in others}}
+            for one in facts["divided"]]
+
+
 def text(facts: dict) -> str:
     """The study as its notebook prints it, below the line that says where it comes from."""
     import pandas as pd
 
     small = min(step["micro_batch"] for step in facts["steps"])
     smoke = " (smoke: not a result)" if facts["tier"] == "smoke" else ""
+    strong = [
+        f"Strong scaling, measured (one global batch divided; ratio to one thread, 95 % interval, {facts['knobs']['rounds']} rounds)",
+        pd.DataFrame(divided(facts)).to_string(index=False)] if "divided" in facts else []  # an older study has none
     return "\n".join([
         f"{facts['data']}, n={facts['n']:,}, tier {facts['tier']}{smoke}",
         f"Weak-scaling efficiency (each device keeps {small} samples, so the batch grows): samples/s over n times those of one device",
-        pd.DataFrame(table(facts)).to_string(index=False), *said(facts)])
+        pd.DataFrame(table(facts)).to_string(index=False), *said(facts), *strong])

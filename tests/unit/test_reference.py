@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from test_tables import noise, study, sweep
+from test_tables import limit, noise, study, sweep
 
 from hpml import compare, env, recommend, records, reference, report_readme
 from hpml.env import HpmlError
@@ -67,6 +67,22 @@ def test_a_reference_grows_run_by_run(tmp_path, monkeypatch):
     assert blessed(measured("clip", "23", 80)) == {("resnet50", "23"): 1.8, ("clip", "23"): 1.6}
     assert blessed(measured("clip", "23", 70) + measured("clip", "27", 65)) == {
         ("resnet50", "23"): 1.8, ("clip", "23"): 1.4, ("clip", "27"): 1.3}, "measured again, it is replaced"
+
+
+def test_of_a_limit_the_higher_of_two_runs_stays(tmp_path, monkeypatch):
+    def blessed(fp32, memory, bf16=None):
+        shutil.rmtree(env.run_dir("good"), ignore_errors=True)
+        for record in (limit("matmul", "fp32", "torch", fp32, "FLOP/s"), limit("matmul", "bf16", "torch", bf16, "FLOP/s"),
+                       limit("memory", "any", "torch", memory, "B/s")):
+            record.notebook, record.git = "00", {"commit": "0123456789abcdef", "dirty": False}
+            records.append(env.run_dir("good") / "records.jsonl", record)
+        found = records.read(reference.bless("good") / "records.jsonl")
+        return {(r.knobs["kind"], r.knobs["dtype"]): r.actual.get("value") for r in found}
+
+    run_of(tmp_path, monkeypatch, [])
+    assert blessed(2e11, 1e10) == {("matmul", "fp32"): 2e11, ("matmul", "bf16"): None, ("memory", "any"): 1e10}
+    assert blessed(1e11, 3e10, 4e11) == {("matmul", "fp32"): 2e11, ("matmul", "bf16"): 4e11, ("memory", "any"): 3e10}
+    assert blessed(1e11, 1e10) == {("matmul", "fp32"): 2e11, ("matmul", "bf16"): 4e11, ("memory", "any"): 3e10}
 
 
 def test_what_is_not_solid_is_not_blessed(tmp_path, monkeypatch):
