@@ -42,7 +42,8 @@ def test_sending_takes_as_long_as_the_divided_arithmetic_where_the_formula_says(
 def facts(exposed: float) -> dict:
     off = {size: allreduce_s(size, 2, LINK) for size in (1024, 2**20)}
     return {"tier": "cpu", "data": "CIFAR-10", "n": 12, "knobs": {"ranks": 2, "rounds": 6}, "gradient_bytes": 1e8,
-            "compute_s": 0.3, "exposed": exposed, "link": {"bytes_s": LINK.bytes_s, "latency_s": LINK.latency_s}, "allreduce": {"1024": off[1024] * 2, str(2**20): off[2**20]},
+            "compute_s": 0.3, "exposed": exposed,
+            "link": {"bytes_s": LINK.bytes_s, "latency_s": LINK.latency_s}, "allreduce": {"1024": off[1024] * 2, str(2**20): off[2**20]},
             "steps": [{"micro_batch": micro} for micro in (8, 4)], "held_back": {"predicted_s": 0.7, "measured_s": 0.8},
             "divided": [{"batch": 128, **{way: {"per_s": 40.0 * ratio, "ratio": ratio, "low": ratio - 0.1, "high": ratio + 0.1}
                                           for way, ratio in zip(WAYS, (1.0, 1.5, 1.7), strict=True)}}]}
