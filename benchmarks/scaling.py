@@ -1,6 +1,6 @@
 """A scaling model of ResNet-50 under DDP: fitted on two ranks here, checked on a step that the fit has not seen, drawn to 8 devices.
 
-    python benchmarks/scaling.py [--rounds 6] [--tier cpu] [--batches 16,128]
+    python benchmarks/scaling.py [--rounds 6] [--tier cpu] [--batches 16 128]
 
 The link is measured by all-reduces of gloo over loopback. Compute and the exposed share of the communication come from steps of 1 and 4
 micro-batches. Held back: the step of one micro-batch of twice the size, whose compute comes from its own accumulated step. Then one
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--tier", default="cpu")
-    parser.add_argument("--batches", default="16,128", help="global batches that are divided")
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 128], help="global batches that are divided")
     asked = parser.parse_args()
     measured = allreduces()
     link = scaling.fit_link(SIZES, measured, RANKS)
@@ -107,7 +107,7 @@ def main() -> None:
         "link": {"bytes_s": link.bytes_s, "latency_s": link.latency_s, "worst_error": worst},
         "steps": [{"micro_batch": micro, "micro_batches": count, "seconds": values} for (micro, count), values in seconds.items()],
         "compute_s": compute, "exposed": exposed, "held_back": {"predicted_s": predicted, "measured_s": found},
-        "divided": [divided(asked.tier, asked.rounds, int(batch)) for batch in asked.batches.split(",")]}
+        "divided": [divided(asked.tier, asked.rounds, batch) for batch in asked.batches]}
     path = studies.write("scaling", facts)
     print(studies.described(studies.read("scaling"), "python benchmarks/scaling.py"), scaling.text(facts), path, sep="\n")
 
