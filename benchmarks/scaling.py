@@ -91,6 +91,10 @@ def main() -> None:
     parser.add_argument("--tier", default="cpu")
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 128], help="global batches that are divided")
     asked = parser.parse_args()
+    if asked.rounds < 2:
+        parser.error(f"--rounds {asked.rounds}: an interval needs two rounds")
+    if uneven := [batch for batch in asked.batches if batch < RANKS or batch % RANKS]:
+        parser.error(f"--batches {uneven[0]}: it cannot be divided over {RANKS} ranks")
     measured = allreduces()
     link = scaling.fit_link(SIZES, measured, RANKS)
     worst = max(abs(scaling.allreduce_s(size, RANKS, link) / value - 1) for size, value in zip(SIZES, measured, strict=True))

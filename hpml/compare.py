@@ -238,7 +238,7 @@ def _row(case: list[Record], base: list[Record] | None, noise: list[float], reco
     against = ([r for r in base if r.status == "ok"] or base)[-1] if base and not is_baseline else None
     quality = quality_verdict(last, against, records)
     per_s = statistics.median(rates.values()) if rates else None
-    near = [one for r in ok if r.limit and (one := _nearness(r, known_limits))]
+    near = [one for r in ok if r.limit and (one := roofline.nearest(r, known_limits))]
     memory = [r.memory["peak_rss_mib"] + (r.memory.get("workers_peak_rss_mib") or 0) for r in ok if r.memory.get("peak_rss_mib")]
     return Row(
         workload=last.case["workload"], phase=last.case["phase"], technique=last.case["technique"], label=last.case["label"],
@@ -249,13 +249,6 @@ def _row(case: list[Record], base: list[Record] | None, noise: list[float], reco
         memory_mib=max(memory) if memory else None, limit_percent=statistics.median(one["percent"] for one in near) if near else None,
         limit_bound=near[-1]["bound"] if near else None, machine=last.machine.get("id", "unknown"), tier=last.case["tier"],
         data=data_text(last), stack=len(last.case["differs_in"]) > 1, group=last.case["group"], notebook=last.notebook)
-
-
-def _nearness(record: Record, known_limits: dict[str, roofline.Rates]) -> dict | None:
-    """{bound, percent} by the highest limits known, those beside which the record was made or others of its machine: a limit is the most
-    that any sitting reached."""
-    found = [one for one in (record.limit, roofline.distance(record, record.limit, known_limits)) if one["percent"]]
-    return min(found, key=lambda one: one["percent"], default=None)
 
 
 def data_text(record: Record) -> str:

@@ -38,3 +38,10 @@ def distance(record: Record, work: dict, limits: dict[str, Rates]) -> dict:
     """{bound, percent} of a measured record with its least work {flops, bytes}: 100 % is the limit. Both None where that is not known."""
     found = floor(flops=work["flops"], nbytes=work["bytes"], dtype=record.knobs["precision"], limits=limits[record.knobs["device"]])
     return {"bound": found and found["bound"], "percent": 100 * found["floor_s"] / record.stats["center_s"] if found else None}
+
+
+def nearest(record: Record, limits: dict[str, Rates]) -> dict | None:
+    """{bound, percent} by the highest limits known: those beside which the record was made, or `limits`, which others of its machine's
+    sittings reached. None where neither tells."""
+    found = [one for one in (record.limit, distance(record, record.limit, limits)) if one["percent"]]
+    return min(found, key=lambda one: one["percent"], default=None)
