@@ -106,8 +106,8 @@ def server(site: Site, plan: Plan, warm: Window) -> dict:
     guess = max(queueing.highest_rate(queueing.Server(1, env.cores(), 1 / whole), limit_s=limit_s), whole / 4, least)
     windows, low, high = [], 0.0, math.inf
     rate = guess
-    for number in range(plan.probes + 4):  # more than planned only while nothing was within the limit, or the ends lie far apart
-        if (number >= plan.probes and low and not CLOSE < high / low < math.inf) or rate < least:
+    for number in range(plan.probes + 4):  # more than planned only while an end is missing, or the two lie far apart
+        if (number >= plan.probes and low and high / low <= 1.0001 * CLOSE) or rate < least:
             break
         window = site.window("server", plan.probe_s, rate=rate, seed=number)
         windows.append(loadfacts.facts(window, limit_s=limit_s))

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from hpml import compare, env, notebooks, recommend, records, report_charts, tables, tables_int8, workloads
+from hpml import compare, env, notebooks, recommend, records, report_charts, tables, tables_int8, tables_serving, workloads
 from hpml.compare import Row
 from hpml.env import HpmlError
 from hpml.report_results import BEST, Charts, best_of
@@ -51,6 +51,7 @@ def readme_block() -> str:
                         f"[All cases]({_link(folder / 'README.md', env.root())}), "
                         f"[records]({_link(folder / 'records.jsonl', env.root())})." for folder, found, rows in machines)]
     parts += [_int8(found, rows) for _, found, rows in machines]
+    parts += [_serving(found) for _, found, _ in machines]
     return "\n\n".join(filter(None, parts))
 
 
@@ -70,6 +71,17 @@ def _int8(found: list[records.Record], rows: list[Row]) -> str:
     return (f"**INT8 on {_chip(found[0].machine)}** ([33](notebooks/33_int8_quantization.ipynb)), "
             "quality beside speed; operators: those that compute in INT8, of all convolutions and products of matrices.\n\n"
             + tables_int8.markdown(own, rows, workloads.names()))
+
+
+def _serving(found: list[records.Record]) -> str:
+    """What services on one machine stood under load; nothing where none was measured there."""
+    own = _study(found)
+    table = tables_serving.markdown(own)
+    names = ",".join(dict.fromkeys(load.workload for load in tables_serving.loads(own)))
+    return table and (f"**Serving on {_chip(found[0].machine)}** ([35](notebooks/35_serving_under_load.ipynb)): MLPerf LoadGen and the "
+                      "service on the same cores. In time: the highest rate with P99 within the limit, beside the bound of queueing "
+                      f"theory.\n\n{table}\n\nAgain: `HPML_DATA=<your data> hpml run --only 35 --workloads {names} --budget none`; one "
+                      "service: `hpml load-test --workload resnet50 --precision int8 --transport http`.")
 
 
 def _outcome(found: list[records.Record], rows: list[Row], phase: str) -> str:

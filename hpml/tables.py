@@ -150,7 +150,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     disturbed = [f"{label} ({row.busy_rounds} of {row.rounds})" for row, label in zip(rows, names(rows), strict=True) if row.busy_rounds]
     if disturbed:
         found.append(f"rounds on a machine that was busy with something else: {'; '.join(disturbed)}")
-    if any(row.limit_percent and row.limit_percent > 100 for row in rows):
+    if any(row.limit_percent and round(row.limit_percent) > 100 for row in rows):
         found.append("(!) above 100 %: the measured limit is too low")
     return found
 
@@ -340,5 +340,5 @@ def _quality(row: Row) -> str:
 def _of_limit(row: Row) -> str:
     if row.limit_percent is None:
         return ""
-    beyond = " (above 100 %: the measured limit is too low)" if row.limit_percent > 100 else ""
+    beyond = " (above 100 %: the measured limit is too low)" if round(row.limit_percent) > 100 else ""
     return f"; {figure(row.limit_percent)} % of the {row.limit_bound} limit{beyond}"

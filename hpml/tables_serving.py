@@ -9,6 +9,7 @@ from hpml import queueing
 from hpml.compare import percent
 from hpml.records import Record
 from hpml.tables import SMOKE, figure, title
+from hpml.wording import words
 
 GOAL_PER_S = 100.0
 TRANSPORTS = {"inprocess": "in process", "http": "over HTTP"}
@@ -29,7 +30,7 @@ class Load:
     @property
     def name(self) -> str:
         """Workload, precision, engine, input and transport in words."""
-        return f"{title(self.workload)} {self.knobs['precision']} in {self.knobs['engine']}, {self.knobs['image']} px, " \
+        return f"{title(self.workload)} {words(self.knobs, ('precision', 'engine'))}, {self.knobs['image']} px, " \
                f"{TRANSPORTS[self.knobs['transport']]}"
 
     @property
@@ -212,6 +213,22 @@ def text(records: Iterable[Record]) -> str:
     frame = frame.loc[:, (frame != "").any()]
     head = f"{SMOKE}\n" if any(load.tier == "smoke" for load in found) else ""
     return head + frame.T.to_string(header=False)
+
+
+# README's columns: a short heading, and the name in `columns`.
+SHORT = {"service": "service", "Offline, queries/s": "Offline, queries/s",
+         "in time, queries/s": "Server within the limit, queries/s", "its P99": "its P99", "queueing bound": "queueing bound, queries/s",
+         "share of it": "share of the bound", "peak memory": "peak memory",
+         f"cores for {GOAL_PER_S:.0f}/s, Offline": f"cores for {GOAL_PER_S:.0f}/s, Offline",
+         f"cores for {GOAL_PER_S:.0f}/s in time, at least": f"cores for {GOAL_PER_S:.0f}/s within the limit, at least"}
+
+
+def markdown(records: Iterable[Record]) -> str:
+    """README's table of the services of one machine that stood a rate within the limit; "" where none did."""
+    found = [columns(load) | {"its P99": f"{p99(load.confirmed())}; limit {ms(load.serving('server')['limit_s'])}"}
+             for load in loads(records) if load.confirmed()]
+    lines = [f"| {' | '.join(SHORT)} |", "|" + "---|" * len(SHORT)]
+    return "\n".join([*lines, *(f"| {' | '.join(one[name] for name in SHORT.values())} |" for one in found)]) if found else ""
 
 
 def frontier(found: Sequence[Load]) -> list[dict]:

@@ -65,7 +65,8 @@ class Batcher:
     def expected_s(self, rows: int = 1) -> float:
         """Seconds until a request that came now would be answered, 99 times in 100 by what was seen."""
         gathering_s = self.max_wait_s if self.max_batch > 1 else 0.0
-        return (self.outstanding + rows - 1) * self.row_s + self.answer_s + 3 * self.spread_s + gathering_s
+        ahead = max(0, self.outstanding + rows - self.streams)  # answers to be given before a stream is free for it
+        return ahead * self.row_s + self.answer_s + 3 * self.spread_s + gathering_s
 
     def admit(self, deadline_s: float, rows: int = 1) -> Ticket:
         """A place in the queue. Raises Busy at once where the deadline cannot be kept or the queue is full; an idle one always tries."""

@@ -107,6 +107,23 @@ def test_a_deadline_that_cannot_be_kept_is_refused_and_says_when_to_come_again()
     batcher.close()
 
 
+def test_who_comes_while_all_streams_are_busy_waits_for_the_next_free_one_only():
+    lanes = [Lane(), Lane()]
+    for lane in lanes:
+        lane.gate.clear()
+    batcher = Batcher(lanes, row_s=1.0, answer_s=2.0)
+    futures = [ask(batcher, 1, deadline_s=2.5), ask(batcher, 1, deadline_s=2.5)]  # both streams take one at once
+    with pytest.raises(Busy, match="an answer would take 3000 ms"):
+        batcher.admit(2.5)
+    futures += [ask(batcher, 1, deadline_s=3.5), ask(batcher, 1, deadline_s=4.5)]
+    with pytest.raises(Busy, match="an answer would take 5000 ms"):
+        batcher.admit(4.5)
+    for lane in lanes:
+        lane.gate.set()
+    assert all(future.result(10) for future in futures)
+    batcher.close()
+
+
 def test_what_waited_beyond_its_deadline_is_not_computed():
     lane = Lane()
     lane.gate.clear()

@@ -47,6 +47,14 @@ def some(tier: str = "cpu") -> list[Record]:
     return found
 
 
+def test_readme_has_a_line_for_each_service_that_stood_a_rate():
+    head, _, inside, over = tables_serving.markdown(some()).splitlines()
+    assert head.startswith("| service | Offline, queries/s | in time, queries/s | its P99 | queueing bound | share of it | peak memory |")
+    assert inside.startswith("| ResNet-50 INT8 in OpenVINO, 224 px, in process | 33.0 | 17.0 | 140 ms [133, 148], n=2,000; limit 150 ms |")
+    assert over.startswith("| ResNet-50 INT8 in OpenVINO, 224 px, over HTTP |  | 14.0 |")
+    assert tables_serving.markdown([r for r in some() if r.knobs["scenario"] != "server"]) == ""
+
+
 def test_one_service_is_one_column_with_its_bound_and_the_cores():
     inside, over = [load for load in tables_serving.loads(some()) if "server" in load.by_scenario]
     assert inside.knobs["transport"] == "inprocess" and over.knobs["transport"] == "http"
@@ -74,7 +82,7 @@ def test_the_table_and_the_sentences():
     assert tables_serving.text(some("smoke")).startswith("smoke: not a result")
     assert tables_serving.text([]) == "no load test was measured"
     first, second = tables_serving.sentences(tables_serving.loads(some()))
-    assert first.startswith("ResNet-50 int8 in openvino, 224 px, in process on test-machine (2 cores): 17.0 queries/s within 150 ms at P99")
+    assert first.startswith("ResNet-50 INT8 in OpenVINO, 224 px, in process on test-machine (2 cores): 17.0 queries/s within 150 ms at P99")
     assert "of the queueing bound" in first and "refused, within 3.00 ms at P99" in first and "640 MiB" in first
     assert "over HTTP" in second
 
