@@ -38,7 +38,7 @@ def facts(window: Window, *, limit_s: float) -> dict:
         "missed": len(window.missed(limit_s)), "within": window.within(limit_s), "per_s": window.per_s,
         "goodput_per_s": window.goodput(limit_s), "p50_s": quantile(all_of_them, 0.5), "p90_s": quantile(all_of_them, 0.9),
         "p99_s": quantile(all_of_them, 0.99), "p99_low_s": low, "p99_high_s": high,
-        "refusal_p99_s": quantile(refused, 0.99) if refused else None, "cpu_s": window.cpu_s,
+        "refusal_p99_s": quantile(refused, 0.99) if refused else None, "cpu_s": window.cpu_s, "again": window.again,
     }
 
 

@@ -40,6 +40,7 @@ class Window:
     summary: dict = field(default_factory=dict)  # LoadGen's own
     answers: dict[int, list] = field(default_factory=dict)  # by sample index; kept by an accuracy run
     cpu_s: dict[str, float] = field(default_factory=dict)  # CPU seconds that server and client used meanwhile
+    again: bool = False  # the machine stood still in a first one, which this one replaces
 
     @property
     def seconds(self) -> float:

@@ -239,6 +239,23 @@ def test_the_search_comes_near_what_is_stood(bursts):
     assert min(w["asked_per_s"] for w in probes if not w["within"]) <= 1.16 * max(w["asked_per_s"] for w in probes if w["within"])
 
 
+def test_a_window_in_which_the_machine_stood_still_is_measured_once_more():
+    class Still(Simulated):
+        asked = 0
+
+        def window(self, scenario, seconds, *, rate=None, seed=0):
+            window = super().window(scenario, seconds, rate=rate, seed=seed)
+            self.asked += scenario == "server"
+            if scenario == "server" and self.asked == 2:  # the second probe, in its first try
+                window.took_s = [took + 14 for took in window.took_s]
+            return window
+
+    plan = dataclasses.replace(loadtest.PLANS["cpu"], probes=2, confirm_s=100)
+    plain, still = [loadtest.server(site, plan, site.window("offline", 1))["serving"] for site in (Simulated(0.03), Still(0.03))]
+    assert still["offered_per_s"] == plain["offered_per_s"]
+    assert [window["again"] for window in still["windows"]][:3] == [False, True, False]
+
+
 @pytest.fixture
 def server(service):
     """The same service over HTTP, with connections that are kept open."""
