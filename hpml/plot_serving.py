@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from hpml import queueing, tables
 from hpml.plot_look import BAND, INK, SERIES, SOFT, clean, figure_of, finish, legend_below, styled
 from hpml.tables_serving import GOAL_PER_S, TRANSPORTS, Load, frontier, sent, windows
+from hpml.wording import words
 
 COLOURS = {"inprocess": SERIES[0], "http": SERIES[1]}
 MARKS = {"inprocess": "o", "http": "s"}
@@ -97,7 +98,7 @@ def _claim(found: Sequence[Load]) -> str:
         return f"{tables.title(found[0].workload)}: {len(found)} service{'s' * (len(found) != 1)} ran under load"
     parts = [f"{one.stood()} {TRANSPORTS[one.knobs['transport']]}" for one in found]
     limit_ms = 1e3 * found[0].serving("server")["limit_s"]
-    return (f"{tables.title(found[0].workload)} {found[0].knobs['precision']} on {found[0].serving('server')['cores']} cores: "
+    return (f"{tables.title(found[0].workload)} {words(found[0].knobs, ('precision', 'engine'))} on {found[0].serving('server')['cores']} cores: "
             f"{', '.join(parts)} queries/s within {limit_ms:.0f} ms at P99")
 
 
@@ -117,7 +118,7 @@ def resolution(found: Sequence[Load]):
             axes.plot([e["per_s"]], [100 * e["quality"]["value"]], marker="o", color=colour, zorder=2,
                       markerfacecolor=colour if e["quality"]["informative"] else "white")
             axes.annotate(f"{e['image']} px", (e["per_s"], 100 * e["quality"]["value"]), (6, 6), textcoords="offset points", fontsize=8.5)
-        axes.annotate(clean(f"{kind[0]} {kind[1]}"), (own[-1]["per_s"], 100 * own[-1]["quality"]["value"]), (6, -12),
+        axes.annotate(clean(words({"engine": kind[0], "precision": kind[1]}, ("precision", "engine"))), (own[-1]["per_s"], 100 * own[-1]["quality"]["value"]), (6, -12),
                       textcoords="offset points", color=colour, fontsize=8.5)
     if known:
         values = [100 * e["quality"]["value"] for e in known]
