@@ -98,7 +98,8 @@ def _claim(found: Sequence[Load]) -> str:
         return f"{tables.title(found[0].workload)}: {len(found)} service{'s' * (len(found) != 1)} ran under load"
     parts = [f"{one.stood()} {TRANSPORTS[one.knobs['transport']]}" for one in found]
     limit_ms = 1e3 * found[0].serving("server")["limit_s"]
-    return (f"{tables.title(found[0].workload)} {words(found[0].knobs, ('precision', 'engine'))} on {found[0].serving('server')['cores']} cores: "
+    what = words(found[0].knobs, ("precision", "engine"))
+    return (f"{tables.title(found[0].workload)}, {what}, on {found[0].serving('server')['cores']} cores: "
             f"{', '.join(parts)} queries/s within {limit_ms:.0f} ms at P99")
 
 
@@ -118,7 +119,8 @@ def resolution(found: Sequence[Load]):
             axes.plot([e["per_s"]], [100 * e["quality"]["value"]], marker="o", color=colour, zorder=2,
                       markerfacecolor=colour if e["quality"]["informative"] else "white")
             axes.annotate(f"{e['image']} px", (e["per_s"], 100 * e["quality"]["value"]), (6, 6), textcoords="offset points", fontsize=8.5)
-        axes.annotate(clean(words({"engine": kind[0], "precision": kind[1]}, ("precision", "engine"))), (own[-1]["per_s"], 100 * own[-1]["quality"]["value"]), (6, -12),
+        label = words({"engine": kind[0], "precision": kind[1]}, ("precision", "engine"))
+        axes.annotate(clean(label), (own[-1]["per_s"], 100 * own[-1]["quality"]["value"]), (6, -12),
                       textcoords="offset points", color=colour, fontsize=8.5)
     if known:
         values = [100 * e["quality"]["value"] for e in known]
