@@ -44,18 +44,35 @@ def counted_flops(workload: ModuleType, knobs: dict, classes: int, *, training: 
     with torch.device("meta"):
         model = workload.model(knobs, classes).to("meta").train(training)  # some modules make parameters that ask for no device
         inputs = tuple(torch.empty_like(x, device="meta") for x in workload.example_inputs(knobs, 2))
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops}) as counter:
+    ours = {torch.ops.aten.convolution: _conv_flops, torch.ops.aten.convolution_backward: _conv_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=ours) as counter:
         outputs = model(*inputs)
         if backward:
             outputs.sum().backward()
     return {str(operator).removeprefix("aten."): count / 2 for operator, count in counter.get_flop_counts()["Global"].items()}
 
 
+def _conv_flops(x_shape, w_shape, bias, stride, padding, dilation, transposed, *_, out_shape, **__) -> int:
+    places = _places(x_shape, w_shape, out_shape, stride, padding, dilation, transposed)
+    return 2 * x_shape[0] * math.prod(w_shape[:2]) * places
+
+
 def _conv_backward_flops(grad_shape, x_shape, w_shape, bias, stride, padding, dilation, transposed, out_padding, groups, mask, **_) -> int:
     """Each gradient of a convolution, of its input and of its weight, costs what the convolution does. torch's own formula forgets the
     groups in the weight's, and a depthwise convolution counts as many times too much as it has channels."""
-    places = math.prod((x_shape if transposed else grad_shape)[2:])
-    return 2 * x_shape[0] * places * math.prod(w_shape) * sum(mask[:2])
+    places = _places(x_shape, w_shape, grad_shape, stride, padding, dilation, transposed)
+    return 2 * x_shape[0] * math.prod(w_shape[:2]) * places * sum(mask[:2])
+
+
+def _places(x_shape, w_shape, out_shape, stride, padding, dilation, transposed) -> int:
+    """How often a kernel's weights are applied in one channel. Of a dilated kernel those beside the picture are left out: engines skip
+    these zeros, and DeepLabV3's rates of 12 to 36 on a map of 16 x 16 lie there for the most part (27 % of the network's operations at 128
+    pixels). Of the others they are counted, as the published figures of networks do."""
+    if transposed or max(dilation) == 1:
+        return math.prod((x_shape if transposed else out_shape)[2:]) * math.prod(w_shape[2:])
+    sides = zip(x_shape[2:], w_shape[2:], out_shape[2:], stride, padding, dilation, strict=True)
+    return math.prod(sum(0 <= place * step - pad + tap * rate < size for place in range(places) for tap in range(taps))
+                     for size, taps, places, step, pad, rate in sides)
 
 
 def step_work(flops: float, knobs: dict, actual: dict) -> dict:

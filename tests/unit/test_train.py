@@ -178,6 +178,21 @@ def test_a_depthwise_convolution_costs_twice_its_forward_pass_backwards():
     assert counted(1) == first + 3 * 2 * 8 * 8 * 9 * 100 and counted(8) == first + 3 * 2 * 8 * 9 * 100
 
 
+def test_what_a_dilated_kernel_would_read_beside_the_picture_is_no_work():
+    """A kernel of ones over a picture of ones sums up how often its weights meet the picture."""
+    def counted(**kernel):
+        workload = types.SimpleNamespace(model=lambda knobs, classes: torch.nn.Conv2d(2, 3, (3, 1), **kernel),
+                                         example_inputs=lambda knobs, batch: (torch.empty(batch, 2, 10, 7),))
+        return work.counted_flops(workload, {}, 1, training=False), kernel
+
+    for forward, kernel in (counted(padding=(4, 0), dilation=4), counted(padding=(4, 2), dilation=(4, 2), stride=(2, 3)),
+                            counted(padding=(36, 0), dilation=36)):
+        met = torch.nn.functional.conv2d(torch.ones(1, 1, 10, 7), torch.ones(1, 1, 3, 1), **kernel).sum().item()
+        assert forward == {"convolution": 2 * 2 * 3 * met, "convolution_backward": 2 * 2 * 3 * met}, kernel
+    plain, _ = counted(padding=(1, 0))
+    assert plain["convolution"] == 2 * 2 * 3 * 10 * 7 * 3, "as published figures count it"
+
+
 def test_a_runs_children_count_the_work_once(tmp_path, monkeypatch):
     job = {"case": {"workload": "resnet50"}, "code": "a", "run_dir": str(tmp_path), "knobs": validate("train", {"image": 32})}
     resnet = workloads.get("resnet50")
