@@ -66,8 +66,7 @@ def _conv_backward_flops(grad_shape, x_shape, w_shape, bias, stride, padding, di
 
 def _places(x_shape, w_shape, out_shape, stride, padding, dilation, transposed) -> int:
     """How often a kernel's weights are applied in one channel. Of a dilated kernel those beside the picture are left out: engines skip
-    these zeros, and DeepLabV3's rates of 12 to 36 on a map of 16 x 16 lie there for the most part (27 % of the network's operations at 128
-    pixels). Of the others they are counted, as the published figures of networks do."""
+    these zeros, and DeepLabV3's rates of 12 to 36 mostly read such on a small map. Of other kernels they count, as in published figures."""
     if transposed or max(dilation) == 1:
         return math.prod((x_shape if transposed else out_shape)[2:]) * math.prod(w_shape[2:])
     sides = zip(x_shape[2:], w_shape[2:], out_shape[2:], stride, padding, dilation, strict=True)
