@@ -89,9 +89,9 @@ def noise(logs: Sequence[float]):
         if len(logs) >= compare.MIN_ROUNDS
         else {}
     )
-    for (n, floor), shade in zip(floors.items(), ("#EEEEEE", BAND), strict=False):
+    for (n, floor), shade, side in zip(floors.items(), ("#EEEEEE", BAND), ("bottom", "top"), strict=False):
         axes.axhspan(-floor, floor, color=shade, linewidth=0, zorder=0)
-        axes.text(1.01, floor, f"{n} rounds", transform=axes.get_yaxis_transform(), fontsize=8.5, va="center", color=SOFT)
+        axes.text(1.01, floor, f"{n} rounds", transform=axes.get_yaxis_transform(), fontsize=8.5, va=side, color=SOFT)
     axes.axhline(0, color=INK, linewidth=1)
     axes.plot(range(1, len(shares) + 1), shares, linestyle="none", marker="o", color=SERIES[0])
     reach = 1.2 * max([*map(abs, shares), *floors.values(), 0.5])

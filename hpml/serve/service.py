@@ -64,7 +64,7 @@ class Service:
         self.image_set = workload.data(self.knobs)
         self.classes = _classes(workload, self.knobs, self.image_set)
         self.lanes = [engine.lane() if hasattr(engine, "lane") else engine.run for _ in range(settings.streams)]
-        self.call_s, self.row_s = _warmed(self.lanes, [x.numpy() for x in workload.example_inputs(self.knobs, 1)])
+        self.call_s = _warmed(self.lanes, [x.numpy() for x in workload.example_inputs(self.knobs, 1)])
         self.settings = settings = _with_deadline(settings, self.call_s)
         self.tasks = tasks_of(workload, self.knobs, self.image_set, settings, self.classes)
         self.default = next(iter(self.tasks))
@@ -72,7 +72,7 @@ class Service:
         self.batchers = {kind: self._batcher(kind) for kind in self.tasks if kind != "text" or kind == self.default}
         if "text" not in self.batchers and "text" in self.tasks:
             self.tower = _text_tower(job, workload, self.image_set)
-            self.batchers["text"] = Batcher([self._text_lane], queue=settings.queue + settings.max_labels, row_s=0.05, answer_s=0.1)
+            self.batchers["text"] = Batcher([self._text_lane], queue=settings.queue + settings.max_labels, call_s=0.05)
         self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
         self.facts = {**prepare.facts_of(job, workload, self.image_set, engine), "settings": dataclasses.asdict(settings),
                       "load_s": load_s, "call_s": self.call_s}
@@ -88,7 +88,7 @@ class Service:
     def _batcher(self, kind: str) -> Batcher:
         settings = self.settings
         return Batcher(self.lanes, max_batch=settings.max_batch, max_wait_s=settings.max_wait_ms / 1e3, queue=settings.queue,
-                       row_s=self.row_s, answer_s=self.call_s, seen=lambda rows: [tell(rows) for tell in self.batches])
+                       call_s=self.call_s, seen=lambda rows: [tell(rows) for tell in self.batches])
 
     def submit(self, payload: bytes, *, kind: str | None = None, deadline_s: float | None = None, rows: int = 1) -> Future:
         """A future of the Answer to a picture's bytes or a text in UTF-8. Raises Busy at once where the deadline cannot be kept.
@@ -191,8 +191,8 @@ def _classes(workload, knobs: dict, image_set) -> list[str]:
     return list(image_set.classes)
 
 
-def _warmed(lanes: list[Callable], example: list) -> tuple[float, float]:
-    """(seconds of one call when all lanes are busy, seconds between two answers then), after a first call of each."""
+def _warmed(lanes: list[Callable], example: list) -> float:
+    """Seconds of one call when all lanes are busy, after a first call of each."""
     def several(lane: Callable, count: int) -> None:
         for _ in range(count):
             lane(tuple(example))
@@ -205,8 +205,7 @@ def _warmed(lanes: list[Callable], example: list) -> tuple[float, float]:
         thread.start()
     for thread in threads:
         thread.join()
-    spent = time.perf_counter() - started
-    return spent / WARM_CALLS, spent / WARM_CALLS / len(lanes)
+    return (time.perf_counter() - started) / WARM_CALLS
 
 
 def _text_tower(job: dict, workload, image_set) -> Callable:

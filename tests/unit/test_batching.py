@@ -83,7 +83,7 @@ def test_lanes_run_at_the_same_time():
 def test_a_full_queue_refuses_at_once_and_opens_again():
     lane = Lane()
     lane.gate.clear()
-    batcher = Batcher([lane], queue=3, row_s=1e-6, answer_s=1e-6)
+    batcher = Batcher([lane], queue=3, call_s=1e-6)
     futures = [ask(batcher, value) for value in range(3)]
     with pytest.raises(Busy, match="3 requests wait already"):
         batcher.admit(60.0)
@@ -96,12 +96,12 @@ def test_a_full_queue_refuses_at_once_and_opens_again():
 def test_a_deadline_that_cannot_be_kept_is_refused_and_says_when_to_come_again():
     lane = Lane()
     lane.gate.clear()
-    batcher = Batcher([lane], row_s=1.0, answer_s=1.0)
-    ask(batcher, 1, deadline_s=0.1)  # an idle service always tries
-    with pytest.raises(Busy, match="the deadline is 1500 ms") as refused:
-        batcher.admit(1.5)
-    assert refused.value.retry_after_s == pytest.approx(0.5)
-    assert batcher.admit(2.5)
+    batcher = Batcher([lane], call_s=100.0)
+    ask(batcher, 1, deadline_s=1.0)  # an idle service always tries
+    with pytest.raises(Busy, match="the deadline is 150000 ms") as refused:
+        batcher.admit(150.0)
+    assert refused.value.retry_after_s == pytest.approx(50, abs=10)
+    assert batcher.admit(250.0)
     lane.gate.set()
     batcher.outstanding -= 1  # the ticket that was never put
     batcher.close()
@@ -111,23 +111,59 @@ def test_who_comes_while_all_streams_are_busy_waits_for_the_next_free_one_only()
     lanes = [Lane(), Lane()]
     for lane in lanes:
         lane.gate.clear()
-    batcher = Batcher(lanes, row_s=1.0, answer_s=2.0)
-    futures = [ask(batcher, 1, deadline_s=2.5), ask(batcher, 1, deadline_s=2.5)]  # both streams take one at once
-    with pytest.raises(Busy, match="an answer would take 3000 ms"):
-        batcher.admit(2.5)
-    futures += [ask(batcher, 1, deadline_s=3.5), ask(batcher, 1, deadline_s=4.5)]
-    with pytest.raises(Busy, match="an answer would take 5000 ms"):
-        batcher.admit(4.5)
+    batcher = Batcher(lanes, call_s=100.0)
+    futures = [ask(batcher, 1, deadline_s=150.0) for _ in range(2)]  # both streams take one at once
+    with pytest.raises(Busy, match=r"an answer would take (19\d|200)\d{3} ms"):
+        batcher.admit(150.0)
+    futures += [ask(batcher, 1, deadline_s=250.0) for _ in range(2)]
+    with pytest.raises(Busy, match=r"an answer would take (29\d|300)\d{3} ms"):
+        batcher.admit(250.0)
     for lane in lanes:
         lane.gate.set()
     assert all(future.result(10) for future in futures)
     batcher.close()
 
 
+def test_what_a_busy_stream_has_done_already_is_not_waited_for():
+    lanes = [Lane(), Lane()]
+    for lane in lanes:
+        lane.gate.clear()
+    batcher = Batcher(lanes, call_s=100.0)
+    futures = [ask(batcher, 1, deadline_s=150.0), ask(batcher, 1, deadline_s=150.0)]
+    wait_for(lambda: all(batcher.calls))
+    (began, rows), other = batcher.calls
+    batcher.calls = [(began - 80.0, rows), other]
+    assert batcher.expected_s() == pytest.approx(120, abs=10)
+    batcher.calls = [(began - 500.0, rows), other]  # far longer than expected: it may end any moment
+    assert batcher.expected_s() == pytest.approx(100, abs=10)
+    for lane in lanes:
+        lane.gate.set()
+    assert all(future.result(10) for future in futures)
+    batcher.close()
+
+
+def test_a_service_that_was_late_keeps_further_from_the_deadline():
+    lane = Lane(seconds=0.03)
+    batcher = Batcher([lane], call_s=0.01)
+    for future in [ask(batcher, value) for value in range(20)]:
+        future.result(10)
+    assert batcher.late_s > 1e-3, "the first guess was a third of the truth"
+    lane.gate.clear()
+    batcher.answer_s, batcher.row_s, batcher.late_s = 100.0, 100.0, 30.0
+    ask(batcher, 1)
+    with pytest.raises(Busy, match=r"an answer would take 2[56]\d{4} ms"):
+        batcher.admit(210.0)
+    batcher.late_s = 0.0
+    assert batcher.admit(210.0)
+    lane.gate.set()
+    batcher.outstanding -= 1  # the ticket that was never put
+    batcher.close()
+
+
 def test_what_waited_beyond_its_deadline_is_not_computed():
     lane = Lane()
     lane.gate.clear()
-    batcher = Batcher([lane], row_s=1e-6, answer_s=1e-6)
+    batcher = Batcher([lane], call_s=1e-6)
     first = ask(batcher, 1)
     wait_for(lambda: not batcher.waiting)
     late = ask(batcher, 2, deadline_s=0.02)
@@ -167,15 +203,15 @@ def test_closing_answers_what_was_admitted_and_refuses_the_rest():
 
 def test_the_expectation_follows_what_is_measured_and_one_hiccup_does_not_close_the_door():
     lane = Lane(seconds=0.002)
-    batcher = Batcher([lane], row_s=1.0, answer_s=1.0)
+    batcher = Batcher([lane], call_s=1.0)
     for _ in range(3):
         for future in [ask(batcher, value) for value in range(30)]:
             future.result(10)
     assert batcher.row_s < 0.1 and batcher.answer_s < 0.1
-    before = batcher.answer_s
+    before = batcher.expected_s()
     lane.seconds = 0.5
     ask(batcher, 1).result(10)
-    assert batcher.answer_s < 1.5 * before
+    assert batcher.expected_s() < 1.5 * before
     batcher.close()
 
 
