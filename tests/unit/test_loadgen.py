@@ -233,7 +233,7 @@ def test_the_search_comes_near_what_is_stood(bursts):
     site, plan = Simulated(0.03, bursts), dataclasses.replace(loadtest.PLANS["cpu"], probes=2, confirm_s=100)
     found = loadtest.server(site, plan, site.window("offline", 1))["serving"]
     best = queueing.highest_rate(queueing.Server(2, 2, 0.03 * bursts), limit_s=site.limit_s)
-    assert 0.88 * best < found["offered_per_s"] <= 1.05 * best
+    assert 0.84 * best < found["offered_per_s"] <= 1.05 * best
     probes = [window for window in found["windows"] if not window.get("confirmation")]
     assert 2 <= len(probes) <= 6
     assert min(w["asked_per_s"] for w in probes if not w["within"]) <= 1.16 * max(w["asked_per_s"] for w in probes if w["within"])
