@@ -73,7 +73,7 @@ class Service:
         if "text" not in self.batchers and "text" in self.tasks:
             self.tower = _text_tower(job, workload, self.image_set)
             self.batchers["text"] = Batcher([self._text_lane], queue=settings.queue + settings.max_labels, call_s=0.05)
-        self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
+        self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode", initializer=_single_threaded)
         self.facts = {**prepare.facts_of(job, workload, self.image_set, engine), "settings": dataclasses.asdict(settings),
                       "load_s": load_s, "call_s": self.call_s}
         if hasattr(self, "tower"):
@@ -206,6 +206,16 @@ def _warmed(lanes: list[Callable], example: list) -> float:
     for thread in threads:
         thread.join()
     return (time.perf_counter() - started) / WARM_CALLS
+
+
+def _single_threaded() -> None:
+    """Keep a decoder's own operations on its thread. Helpers of torch would wait for cores on which the model computes, and spin there:
+    ResNet-152's pictures took two to three times as long to decode."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.get_num_threads()  # a thread takes over the process's number at its first call; what is set afterwards is its own
+    threadpool_limits(1, user_api="openmp")
 
 
 def _text_tower(job: dict, workload, image_set) -> Callable:

@@ -219,6 +219,19 @@ def test_an_answered_request_leaves_nothing_behind():
         gc.enable()
 
 
+def test_a_decoder_computes_on_its_own_thread_alone_and_leaves_the_others_as_they_are():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(1, initializer=service._single_threaded) as decoder, ThreadPoolExecutor(1) as other:
+            assert decoder.submit(torch.get_num_threads).result() == 1
+            assert other.submit(torch.get_num_threads).result() == torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def recommended(folder, **workloads_) -> str:
     """A file of recommendations: knobs of inference by workload."""
     found = {name: {"infer": {"knobs": knobs}} for name, knobs in workloads_.items()}
