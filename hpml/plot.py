@@ -16,6 +16,7 @@ from hpml.plot_look import (
     engine,
     figure_of,
     finish,
+    halo,
     headed,
     provenance,
     ratio_axis,
@@ -173,14 +174,12 @@ def _lane(axes, y: float, row: Row, label: str, limit: float | None, near: Seque
         if row.low is not None:
             axes.errorbar([ratio], [bar], xerr=[[ratio - row.low], [row.high - ratio]], color=INK, capsize=3, linewidth=1.2, zorder=3)
     if limit in near and limit:
-        from matplotlib.patheffects import withStroke
-
         axes.plot([limit, limit], [bar - 0.2, bar + 0.2], color="#AA0000", linewidth=2, zorder=3)
         # Left of its mark, where the edge of the chart is far; right of it where the bar or its interval reaches to the mark.
         before, behind = limit / max(1.0, row.ratio or 1.0, row.high or 1.0), right / limit
         side = (3, "left") if before < (right / left) ** LIMIT_WORD < behind else (-3, "right")
         axes.annotate("limit", (limit, bar), (side[0], 0), textcoords="offset points", fontsize=8, color="#AA0000", va="center", ha=side[1],
-                      zorder=4, path_effects=[withStroke(linewidth=2, foreground="white")])
+                      zorder=4, path_effects=halo())
     figures = [
         f"{GLYPHS.get(row.verdict, '')} {tables.ratio(row.ratio)}".strip() if not row.is_baseline else "baseline",
         tables.figure(row.per_s, "samples/s"),

@@ -149,6 +149,13 @@ def _wrapped(value: str, width: int) -> str:
     return "\n".join(line for part in value.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False))
 
 
+def halo() -> list:
+    """Path effects of a word that stands on lines and bars: it stays readable."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2, foreground="white")]
+
+
 def ratio_axis(axes, low: float, high: float) -> None:
     """A logarithmic x axis for ratios, so that 2x and 0.5x are equally far from 1, with plain numbers."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator

@@ -6,7 +6,22 @@ from collections.abc import Iterable, Sequence
 
 from hpml import tables
 from hpml.compare import Row
-from hpml.plot_look import BAND, INK, SOFT, clean, colour, engine, figure_of, finish, headed, legend_below, plain_log_x, provenance, styled
+from hpml.plot_look import (
+    BAND,
+    INK,
+    SOFT,
+    clean,
+    colour,
+    engine,
+    figure_of,
+    finish,
+    halo,
+    headed,
+    legend_below,
+    plain_log_x,
+    provenance,
+    styled,
+)
 from hpml.wording import words
 
 MARKERS = {"fp32": "o", "bf16": "s", "fp16": "^", "int8": "D"}
@@ -108,7 +123,7 @@ def _named(axes, row: Row, name: str, *, above: bool) -> None:
     """The name of a point over it, or under it where others lie over it; it stays inside."""
     share = math.log(row.per_s / axes.get_xlim()[0]) / math.log(axes.get_xlim()[1] / axes.get_xlim()[0])
     axes.annotate(clean(name), (row.per_s, 100 * row.quality_value), (0, 7 if above else -7), textcoords="offset points", fontsize=8,
-                  va="bottom" if above else "top", ha="left" if share < 0.15 else "right" if share > 0.6 else "center")
+                  va="bottom" if above else "top", ha="left" if share < 0.15 else "right" if share > 0.6 else "center", path_effects=halo())
 
 
 def _words(row: Row) -> str:
