@@ -209,8 +209,7 @@ def _warmed(lanes: list[Callable], example: list) -> float:
 
 
 def _single_threaded() -> None:
-    """Keep a decoder's own operations on its thread. Helpers of torch would wait for cores on which the model computes, and spin there:
-    ResNet-152's pictures took two to three times as long to decode."""
+    """Keep a decoder's own operations on its thread. Helpers of torch would wait for cores on which the model computes, and spin there."""
     import torch
     from threadpoolctl import threadpool_limits
 
