@@ -150,7 +150,7 @@ def _edge(windows: list[dict], low: float, high: float) -> float:
     """The rate at which one query in a hundred would miss the limit: between the highest rate that was stood and the lowest above it that
     was not, with the logarithm of the share that missed in proportion to the rate."""
     missed = {found["asked_per_s"]: (found["missed"] + 0.5) / (found["n"] + 1) for found in windows}
-    if low not in missed or high not in missed or high <= low or not missed[low] < 0.01 < missed[high]:
+    if not low < high < math.inf or not missed[low] < 0.01 < missed[high]:
         return low
     return low + (high - low) * math.log(0.01 / missed[low]) / math.log(missed[high] / missed[low])
 

@@ -50,7 +50,8 @@ def smoke_session(tmp_path, monkeypatch):
     monkeypatch.setenv("HPML_RESULTS", str(tmp_path / "results"))
     real = rounds.launch.side_by_side
     monkeypatch.setattr(rounds.launch, "side_by_side",
-                        lambda *asked, **more: [{**fields, "disturbance": {"busy": False}} for fields in real(*asked, **more)])
+                        lambda *asked, **more: [{**fields, "disturbance": {**fields.get("disturbance", {}), "busy": False}}
+                                                for fields in real(*asked, **more)])
     monkeypatch.setitem(rounds.COMPILE_LIMIT_S, "smoke", 900)  # a slow or busy machine passes too
     hpml.use(tier="smoke", run_id="here")
     yield

@@ -115,9 +115,8 @@ class Batcher:
 
     def _work(self, place: int, lane: Callable) -> None:
         while batch := self._gather(place):
-            rows = sum(ticket.rows for ticket in batch)
+            began, rows = self.calls[place]
             self.seen(rows)
-            began = time.perf_counter()
             try:
                 outputs = lane(_joined([ticket.inputs for ticket in batch]))
             except BaseException as error:  # noqa: BLE001 whatever it is belongs to these requests, and the lane goes on

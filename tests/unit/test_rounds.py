@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import hpml
-from hpml import compare, env, records, rounds, study
+from hpml import compare, env, records, rounds
 
 TINY = str(Path(__file__).parent.parent / "tiny.py")
 
@@ -62,7 +62,7 @@ def test_a_busy_round_is_set_aside_as_a_whole(monkeypatch, capsys):
             fields["disturbance"] = {"busy": len(attempts) == 1 and number == 0}
         return answers
 
-    monkeypatch.setattr(study, "needs_floor", lambda cases: False)
+    hpml.noise_floor(TINY, tier="cpu", rounds=3)
     monkeypatch.setattr(rounds.launch, "side_by_side", disturbed)
     results = hpml.run(hpml.case(TINY, tier="cpu").sweep(accum_steps=[1, 2]), rounds=1)
     assert attempts == [2, 2] and "measured once more" in capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_where_the_second_attempt_fails_the_first_one_stands_whole_and_both_are_
             answers[1] = {"status": "timeout", "reason": "stopped after 3 s", "own_s": 3.0}
         return answers
 
-    monkeypatch.setattr(study, "needs_floor", lambda cases: False)
+    hpml.noise_floor(TINY, tier="cpu", rounds=3)
     monkeypatch.setattr(rounds.launch, "side_by_side", disturbed)
     results = hpml.run(hpml.case(TINY, tier="cpu").sweep(accum_steps=[1, 2]), rounds=1)
     aside = [r.protocol.get("set_aside", False) for r in results.records]
@@ -165,8 +165,7 @@ def test_a_whole_training_is_not_timed_out(monkeypatch):
     assert hpml.run(hpml.case(TINY, fit=True)).records[0].status == "ok"
 
 
-def test_what_does_not_fit_a_gpu_is_measured_at_half_the_batch_and_a_swept_batch_is_not(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(study, "needs_floor", lambda cases: False)
+def test_what_does_not_fit_a_gpu_is_measured_at_half_the_batch_and_a_swept_batch_is_not(tmp_path, capsys):
     small = tmp_path / "small.py"
     small.write_text(Path(TINY).read_text().replace("def loss(outputs, targets):", """def loss(outputs, targets):
     if len(targets) > 4:

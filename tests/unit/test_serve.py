@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -219,15 +220,17 @@ def test_an_answered_request_leaves_nothing_behind():
         gc.enable()
 
 
-def test_a_decoder_computes_on_its_own_thread_alone_and_leaves_the_others_as_they_are():
+def test_a_decoder_computes_on_its_own_thread_alone_and_leaves_the_others_as_they_are(tmp_path, monkeypatch):
     import torch
 
+    monkeypatch.setenv("HPML_RESULTS", str(tmp_path))
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
     try:
-        with ThreadPoolExecutor(1, initializer=service._single_threaded) as decoder, ThreadPoolExecutor(1) as other:
-            assert decoder.submit(torch.get_num_threads).result() == 1
-            assert other.submit(torch.get_num_threads).result() == torch.get_num_threads() == 2
+        with service.open_service(str(Path(__file__).parents[1] / "tiny.py"), engine="eager", tier="smoke") as served:
+            torch.set_num_threads(2)
+            with ThreadPoolExecutor(1) as other:
+                assert served.decoders.submit(torch.get_num_threads).result() == 1
+                assert other.submit(torch.get_num_threads).result() == torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
